@@ -1,0 +1,1 @@
+"""Scenarios, peers, shaped links and reports; imported by nobody."""

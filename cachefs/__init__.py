@@ -1,0 +1,1 @@
+"""Origin -> store -> readers: everything between object storage and a buffer."""

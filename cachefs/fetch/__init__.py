@@ -1,0 +1,1 @@
+"""The fetch engine: what to fetch next, from whom, into which buffer."""

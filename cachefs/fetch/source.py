@@ -1,0 +1,42 @@
+"""The small protocol behind which every source of bytes stands: origin, store, peer."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from weightstream.cachefs.blob import Blob
+
+
+class Transfer(Protocol):
+    """What a source tells the engine about one range while it reads it, and hears from it."""
+
+    def advance(self, count: int) -> None:
+        """Say that the next `count` bytes of the range are valid in the buffer.
+
+        Called from the reading thread, in order. A good step is 256 KiB to 2 MiB: small enough to
+        wake readers early, large enough to cost nothing. Raises `LoadCancelled` when nobody wants
+        the bytes any more.
+        """
+        ...
+
+    def on_cancel(self, callback: Callable[[], None] | None) -> None:
+        """Register what unblocks the reading thread (shut the socket down); None takes it back.
+
+        The callback runs on another thread; at once when the transfer is cancelled already.
+        """
+        ...
+
+
+class Source(Protocol):
+    """Reads ranges of blobs."""
+
+    name: str
+    """The label in metrics and progress: `origin`, `store`, `peer`."""
+
+    def read_into(self, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
+        """Fill `into` with bytes [start, start + len(into)) of `blob`.
+
+        One attempt: no retries, no resumption; the engine does both, from the byte that the last
+        `advance` reached. Raises an `OriginError` whose `transient` says whether to try again.
+        Every wait inside is bounded. Thread-safe.
+        """
+        ...

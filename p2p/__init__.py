@@ -1,0 +1,1 @@
+"""Peers as a source of chunks: manifest, membership, exchange and swarm."""

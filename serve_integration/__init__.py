@@ -1,0 +1,1 @@
+"""Ray Serve: replicas that start in seconds, scale by concurrency and move unnoticed."""

@@ -1,0 +1,43 @@
+"""The command tree: which commands there are, in which groups."""
+
+from typing import Annotated
+
+import typer
+
+from weightstream.cli import config, doctor
+from weightstream.cli.base import command
+
+LOADING = "Models"
+STORE = "Store"
+MACHINE = "This machine"
+PROOF = "See for yourself"
+
+app = typer.Typer(
+    name="weightstream",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 2 usage, 3 origin, 4 format, 5 integrity, 6 store, 130 cancelled.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from weightstream import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Stream model weights from object storage; start replicas before the last byte lands."""
+
+
+command(app, MACHINE)(config.config)
+command(app, MACHINE)(doctor.doctor)

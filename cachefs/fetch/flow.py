@@ -1,0 +1,346 @@
+"""One request of a reader: what it waits for, what has landed, and whether it was right.
+
+Locks: `_lock` guards the stages of pieces and the set of jobs, and is never held across I/O or a
+landing's method; `_claiming` serialises claims, which touch the store's locks and ask the landing
+for memory.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from weightstream import metrics
+from weightstream.cachefs.blob import Blob, Extent
+from weightstream.cachefs.fetch.checks import BlobCheck
+from weightstream.cachefs.fetch.claims import Claims, Run, unlock
+from weightstream.cachefs.fetch.job import Job
+from weightstream.cachefs.fetch.landing import Lease, Priority
+from weightstream.cachefs.fetch.piece import Part, Stage
+from weightstream.cachefs.fetch.progress import Meter, Progress
+from weightstream.cachefs.fetch.slabs import Slab
+from weightstream.cachefs.fetch.source import Source
+from weightstream.cachefs.store import Store
+from weightstream.cachefs.store.write_back import WriteBack
+from weightstream.errors import LoadCancelled, ThrottledError, UsageError, WeightstreamError
+
+log = logging.getLogger(__name__)
+
+_REFUSED_S = 0.02
+_SETTLE_S = 10.0
+
+
+class Flow:
+    """Made by `Engine.start`. Thread-safe."""
+
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        source: Source,
+        store: Store | None,
+        write_back: WriteBack,
+        kick: Callable[[], None],
+        claims: Claims,
+    ) -> None:
+        self.source = source
+        self._store = store
+        self._write_back = write_back
+        self._kick = kick
+        self._claims = claims
+        self._parts = list(parts)
+        self._by_blob: dict[Blob, list[Part]] = {}
+        for part in parts:
+            self._by_blob.setdefault(part.blob, []).append(part)
+        self._checks = {part: BlobCheck(part.blob, source) for part in parts if part.covers_blob()}
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._claiming = threading.Lock()
+        self._refused_until_s = 0.0
+        self._left = sum(len(part.planned) for part in parts)
+        self._waiters = 0
+        self._meter = Meter(sum(len(p.extent) for part in parts for p in part.planned))
+        self._error: WeightstreamError | None = None
+        self._verdict: WeightstreamError | bool | None = None
+        self.jobs: set[Job] = set()
+        self.job_seconds: list[float] = []
+        self.stopping = False
+        self.throttled = False
+        self.quiet_until_s = 0.0
+        if any(not check.answered for check in self._checks.values()):
+            threading.Thread(target=self._ask, daemon=True, name="weightstream-sums").start()
+
+    # What readers call
+
+    def wait(self, blob: Blob, extent: Extent, timeout_s: float | None = None) -> None:
+        """Return when the wanted bytes of `extent` have landed; raise what went wrong.
+
+        Without a time-out the wait is bounded by the deadlines of the ranges. TimeoutError.
+        """
+        parts = self._by_blob.get(blob)
+        if parts is None:
+            raise UsageError(f"{blob.uri} is not part of this flow")
+        self._wait_until(lambda: any(p.has_landed(extent) for p in parts), timeout_s)
+
+    def join(self) -> None:
+        """Return when everything has landed and passed its checks; raise what went wrong."""
+        self._wait_until(lambda: self._left == 0, None)
+        verdict = self._judge()
+        if verdict is not None:
+            raise verdict
+
+    def boost(self, blob: Blob, extent: Extent) -> None:
+        """Fetch the pieces of `extent` before everything else: a reader waits for them."""
+        for part in self._by_blob.get(blob, []):
+            self._claims.boost(part.overlapping(extent))
+        self._kick()
+
+    def poke(self) -> None:
+        """Say that a landing may have memory again."""
+        self._refused_until_s = 0.0
+        self._kick()
+
+    def settle(self) -> None:
+        """End every dependence on the landings' memory, so that the caller may write to it."""
+        self._write_back.settle(self, _SETTLE_S)
+
+    def progress(self) -> Progress:
+        """Return how far the flow is."""
+        return self._meter.snapshot()
+
+    def close(self) -> None:
+        """Cancel what is left. When it returns, no thread touches the landings. Idempotent."""
+        with self._lock:
+            first, self.stopping = not self.stopping, True
+            jobs = list(self.jobs)
+        for job in jobs:
+            job.cancel()
+        self._kick()
+        with self._changed:
+            while self.jobs:
+                self._changed.wait()
+            self._changed.notify_all()
+        if first:
+            self.settle()
+            self._part_with_store()
+
+    def __enter__(self) -> "Flow":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # What the engine calls
+
+    @property
+    def ended(self) -> bool:
+        """Say that the engine need not look here any more."""
+        return self.stopping or self._left == 0 or self._error is not None
+
+    @property
+    def polls(self) -> bool:
+        """Say that a claim may succeed later without anybody's kick."""
+        refused = time.monotonic() < self._refused_until_s + _REFUSED_S
+        return refused or self._claims.waits_for_others
+
+    @property
+    def urgency(self) -> Priority:
+        """Return the priority of what would be claimed next."""
+        return self._claims.urgency
+
+    @property
+    def left(self) -> int:
+        """Return the number of pieces that have not landed."""
+        return self._left
+
+    def claim(self) -> Job | None:
+        """Return the next job, or None when there is nothing to do right now."""
+        with self._claiming:
+            if self.ended or time.monotonic() < self._refused_until_s:
+                return None
+            run = self._claims.next_run()
+            if run is None:
+                return None
+            lease = self._reserve(run)
+            if lease is None:
+                self._refused_until_s = time.monotonic() + _REFUSED_S
+                self._claims.put_back(run.pieces)
+                return None
+            return self._begin(run, lease)
+
+    def run(self, job: Job, deadline_s: float) -> None:
+        """Do a claimed job, on a thread of the engine."""
+        try:
+            if job.from_store:
+                self._read_store(job)
+            else:
+                job.fetch(self.source, deadline_s)
+                self._keep(job)
+        except WeightstreamError as error:
+            self._fail(error)
+        except Exception as error:  # a bug, or a landing that failed: the reader must hear of it
+            log.exception("unexpected, at %s %s", job.blob.uri, job.extent)
+            wrapped = WeightstreamError(f"{job.blob.uri} {job.extent}: {error!r}")
+            wrapped.__cause__ = error
+            self._fail(wrapped)
+        finally:
+            self._finish(job)
+
+    # What jobs call
+
+    def arrived(self, job: Job, extent: Extent) -> None:
+        """Hear from a job that bytes are valid; wakes readers whose bytes they are."""
+        source = "store" if job.from_store else self.source.name
+        self._meter.add(source, len(extent))
+        metrics.FETCHED_BYTES.labels(source).inc(len(extent))
+        job.part.landing.landed(extent)
+        for piece in job.pieces:
+            if piece.extent.start < extent.stop:
+                piece.landed_to = max(piece.landed_to, min(extent.stop, piece.extent.stop))
+        if self._waiters:
+            with self._changed:
+                self._changed.notify_all()
+
+    def retried(self, error: WeightstreamError, wait_s: float) -> None:
+        """Hear from a job that it asks again; a throttled origin is left alone for that long."""
+        self._meter.retries += 1
+        if isinstance(error, ThrottledError):
+            self.throttled = True
+            self.quiet_until_s = max(self.quiet_until_s, time.monotonic() + wait_s)
+
+    def hedged(self) -> None:
+        """Count a hedge."""
+        self._meter.hedges += 1
+        metrics.HEDGES.inc()
+
+    # Claiming
+
+    def _reserve(self, run: Run) -> Lease | None:
+        """Ask the landing for memory; a queued write-back gives way to a load that has none."""
+        lease = run.part.landing.reserve(run.extent)
+        if lease is None and self._write_back.shed():
+            lease = run.part.landing.reserve(run.extent)
+        return lease
+
+    def _begin(self, run: Run, lease: Lease) -> Job | None:
+        job = Job(self, run, lease)
+        with self._lock:
+            if not self.stopping:
+                for piece in run.pieces:
+                    piece.stage = Stage.RUNNING
+                self.jobs.add(job)
+                return job
+        self._claims.put_back(run.pieces)
+        lease.release()
+        return None
+
+    # Doing
+
+    def _read_store(self, job: Job) -> None:
+        (piece,) = job.pieces
+        stored = job.part.stored
+        assert stored is not None
+        offset = piece.extent.start - stored.chunk(piece.chunk).start
+        if not stored.read_into(piece.chunk, offset, job.lease.view):
+            self._claims.put_back([piece])  # it failed its hash and is EMPTY now
+            return
+        if piece.whole:
+            piece.sums.crc64nvme = stored.crc64(piece.chunk)
+        job.position = len(job.extent)
+        self.arrived(job, job.extent)
+
+    def _keep(self, job: Job) -> None:
+        """Sum what arrived, and offer whole locked chunks to the write-back."""
+        check, stored = self._checks.get(job.part), job.part.stored
+        owner = None if isinstance(job.lease, Slab) else self  # slabs are never handed to callers
+        for piece in job.pieces:
+            begin = piece.extent.start - job.extent.start
+            view = job.lease.view[begin : begin + len(piece.extent)]
+            if check is not None:
+                check.sum(piece.sums, view)
+            if piece.locked and self._store is not None and stored is not None:
+                piece.locked = False
+                lease = job.lease if len(job.pieces) == 1 else _Slice(job.lease, view)
+                crc = piece.sums.crc64nvme
+                self._write_back.offer(owner, self._store, stored, piece.chunk, lease, crc)
+
+    def _finish(self, job: Job) -> None:
+        for piece in job.pieces:
+            unlock(piece)
+        job.lease.release()
+        with self._changed:
+            self.jobs.discard(job)
+            if job.position == len(job.extent):
+                self._landed(job)
+            self._changed.notify_all()
+
+    def _landed(self, job: Job) -> None:
+        self.job_seconds.append(time.monotonic() - job.begun_s)
+        for piece in job.pieces:
+            piece.stage = Stage.LANDED
+        self._left -= len(job.pieces)
+        metrics.FETCHED_RANGES.labels("store" if job.from_store else self.source.name).inc()
+
+    def _fail(self, error: WeightstreamError) -> None:
+        with self._changed:
+            if self._error is None:
+                self._error = error
+            jobs = list(self.jobs)
+            self._changed.notify_all()
+        for job in jobs:
+            job.cancel()
+
+    # Waiting and judging
+
+    def _wait_until(self, done: Callable[[], bool], timeout_s: float | None) -> None:
+        until = None if timeout_s is None else time.monotonic() + timeout_s
+        with self._changed:
+            self._waiters += 1
+            try:
+                while not done():
+                    if self._error is not None:
+                        raise self._error
+                    if self.stopping:
+                        raise LoadCancelled("the load was closed")
+                    left = None if until is None else until - time.monotonic()
+                    if left is not None and left <= 0:
+                        raise TimeoutError(f"the bytes did not land within {timeout_s} s")
+                    self._changed.wait(left)
+            finally:
+                self._waiters -= 1
+
+    def _ask(self) -> None:
+        for check in self._checks.values():
+            if self.stopping:
+                break
+            check.ask()
+
+    def _judge(self) -> WeightstreamError | None:
+        """Compare the checksums once; return the error or None."""
+        if self._verdict is None:
+            self._verdict = True
+            try:
+                for part, check in self._checks.items():
+                    check.raise_if_wrong([(p.sums, len(p.extent)) for p in part.pieces])
+            except WeightstreamError as error:
+                self._verdict = error
+        return self._verdict if isinstance(self._verdict, WeightstreamError) else None
+
+    def _part_with_store(self) -> None:
+        """Hand the stored blobs to the write-back, which closes them when it is done."""
+        good = self._left > 0 or self._judge() is None
+        for part in self._parts:
+            if part.stored is None:
+                continue
+            if part.keep and self._store is not None:
+                self._write_back.finish(self._store, part.stored, lambda: good)
+            else:
+                part.stored.close()
+
+
+class _Slice:
+    """One chunk of a lease that several share."""
+
+    def __init__(self, lease: Lease, view: memoryview) -> None:
+        self.view = view
+        self.hold = lease.hold
+        self.release = lease.release

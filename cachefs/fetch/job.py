@@ -1,0 +1,200 @@
+"""One range in flight: attempts, resumption from the byte reached, and the hedge beside it."""
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from weightstream import metrics
+from weightstream.cachefs.blob import Blob, Extent
+from weightstream.cachefs.fetch.claims import Run
+from weightstream.cachefs.fetch.landing import Lease
+from weightstream.cachefs.fetch.retry import delay_s
+from weightstream.cachefs.fetch.slabs import Slab, SlabPool
+from weightstream.cachefs.fetch.source import Source
+from weightstream.cachefs.store.write_back import copy
+from weightstream.errors import LoadCancelled, ProtocolError, WeightstreamError
+
+if TYPE_CHECKING:
+    from weightstream.cachefs.fetch.flow import Flow
+
+log = logging.getLogger(__name__)
+
+
+class Attempt:
+    """The `Transfer` of one attempt: counts bytes into a sink, can be cancelled from outside."""
+
+    def __init__(self, sink: Callable[[int], None]) -> None:
+        self._sink = sink
+        self._lock = threading.Lock()
+        self._callback: Callable[[], None] | None = None
+        self._cancelled = False
+
+    def advance(self, count: int) -> None:
+        """See `Transfer.advance`."""
+        if self._cancelled:
+            raise LoadCancelled("the range is not wanted any more")
+        self._sink(count)
+
+    def on_cancel(self, callback: Callable[[], None] | None) -> None:
+        """See `Transfer.on_cancel`."""
+        with self._lock:
+            self._callback = callback
+            now = self._cancelled
+        if now and callback is not None:
+            callback()
+
+    def cancel(self) -> None:
+        """Unblock the reading thread."""
+        with self._lock:
+            self._cancelled = True
+            callback = self._callback
+        if callback is not None:
+            callback()
+
+
+class Job:
+    """Pieces that adjoin, fetched by one request from one source into one lease."""
+
+    def __init__(self, flow: "Flow", run: Run, lease: Lease) -> None:
+        self.flow = flow
+        self.part = run.part
+        self.pieces = run.pieces
+        self.extent = run.extent
+        self.lease = lease
+        self.from_store = run.from_store
+        self.position = 0
+        self.begun_s = self.heard_s = time.monotonic()
+        self.hedged = False
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._attempt: Attempt | None = None
+        self._rescue: tuple[int, Slab] | None = None
+        self._hedge_attempt: Attempt | None = None
+        self._ended = False
+
+    @property
+    def blob(self) -> Blob:
+        """Return the blob that is read."""
+        return self.part.blob
+
+    # The reading thread
+
+    def fetch(self, source: Source, deadline_s: float) -> None:
+        """Fill the lease from `source`, retrying and resuming; raises the final error."""
+        failures, last_position = 0, 0
+        try:
+            while self.position < len(self.extent):
+                try:
+                    self._attempt_once(source)
+                except WeightstreamError as error:
+                    if self._take_rescue():
+                        break
+                    failures = failures + 1 if self.position == last_position else 0
+                    last_position = self.position
+                    self._pause_or_raise(error, failures, deadline_s)
+        finally:
+            self._end()
+
+    def _attempt_once(self, source: Source) -> None:
+        attempt = Attempt(self._advance)
+        with self._lock:
+            self._attempt = attempt
+        if self.flow.ended or self._rescue is not None:
+            raise LoadCancelled(f"{self.blob.uri}: the load was closed")
+        start = self.extent.start + self.position
+        source.read_into(self.blob, start, self.lease.view[self.position :], attempt)
+        if self.position < len(self.extent):
+            raise ProtocolError(
+                f"{self.blob.uri}: {source.name} ended {self.extent} after {self.position} bytes"
+            )
+
+    def _advance(self, count: int) -> None:
+        begin = self.extent.start + self.position
+        self.position += count
+        self.heard_s = time.monotonic()
+        self.flow.arrived(self, Extent(begin, begin + count))
+
+    def _pause_or_raise(self, error: WeightstreamError, failures: int, deadline_s: float) -> None:
+        if self.flow.ended:
+            raise error
+        silent_s = time.monotonic() - self.heard_s
+        wait_s = delay_s(error, failures, silent_s, deadline_s, random.random())
+        if wait_s is None:
+            if error.transient:
+                error.args = (
+                    f"{error}; gave up {self.extent} after {silent_s:.0f} s without a byte "
+                    f"(deadline {deadline_s:g} s)",
+                    *error.args[1:],
+                )
+            raise error
+        metrics.RETRIES.labels(type(error).__name__).inc()
+        self.flow.retried(error, wait_s)
+        log.debug("again in %.2f s: %s", wait_s, error)
+        self._wake.wait(wait_s)
+
+    def _end(self) -> None:
+        with self._lock:
+            self._ended = True
+            hedge, rescue, self._rescue = self._hedge_attempt, self._rescue, None
+        if hedge is not None:
+            hedge.cancel()
+        if rescue is not None:
+            rescue[1].release()
+
+    # Other threads
+
+    def cancel(self) -> None:
+        """Unblock the reading thread; it finds the flow ended, or a rescue."""
+        with self._lock:
+            attempt, hedge = self._attempt, self._hedge_attempt
+        self._wake.set()
+        for one in (attempt, hedge):
+            if one is not None:
+                one.cancel()
+
+    def hedge(self, source: Source, slabs: SlabPool) -> None:
+        """Read the rest of the range a second time, into memory of its own; the first one wins.
+
+        Runs on a thread of its own. Only the job's own thread ever writes to the lease, so that
+        nothing can arrive in it after it was handed on.
+        """
+        start = self.position
+        slab = slabs.try_take(len(self.extent) - start)
+        if slab is None:
+            return
+        attempt = Attempt(lambda _: None)
+        with self._lock:
+            self._hedge_attempt = attempt
+            if self._ended:
+                attempt.cancel()
+        try:
+            source.read_into(self.blob, self.extent.start + start, slab.view, attempt)
+        except WeightstreamError as error:
+            log.debug("hedge of %s %s failed: %s", self.blob.uri, self.extent, error)
+            slab.release()
+            return
+        with self._lock:
+            won, self._rescue = not self._ended, (start, slab)
+            if not won:
+                self._rescue = None
+        if won:
+            self.cancel()
+        else:
+            slab.release()
+
+    def _take_rescue(self) -> bool:
+        """Copy what the hedge brought beyond our own position; False when there is no hedge."""
+        with self._lock:
+            rescue, self._rescue = self._rescue, None
+        if rescue is None:
+            return False
+        start, slab = rescue
+        done = self.position
+        copy(slab.view[done - start :], self.lease.view[done:])
+        slab.release()
+        metrics.HEDGES_WON.inc()
+        self._advance(len(self.extent) - done)
+        return True

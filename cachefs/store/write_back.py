@@ -1,0 +1,335 @@
+"""Keep what was fetched, off the critical path.
+
+Chunks are offered by reference: the same memory that the reader got is hashed and written (O_DIRECT
+from huge pages costs 0.36-0.41 CPU s/GB for memory and disk together). So until a chunk is written
+its memory must not change: `settle` ends that dependence before a reader hands the memory to code
+that may write to it, by copying queued chunks within the memory budget and skipping the rest.
+
+A chunk's lock (taken by the flow before it fetched) is released when it is written or skipped, so
+that other processes wait for the bytes exactly as long as there is hope for them. Only `finish`
+seals a blob, after the end-to-end check.
+
+    offered -> queued -> running -> kept
+                  \\-> copied (settle) -> running -> kept
+                  \\-> skipped (settle, shed, full disk)
+"""
+
+import ctypes
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from awscrt import checksums
+from blake3 import blake3
+
+from weightstream import metrics
+from weightstream.cachefs.fetch.landing import Lease
+from weightstream.cachefs.fetch.slabs import SlabPool
+from weightstream.cachefs.store.store import Store
+from weightstream.cachefs.store.stored import StoredBlob
+from weightstream.errors import StoreError
+
+log = logging.getLogger(__name__)
+
+_SYNC_EVERY_BYTES = 512 << 20
+_IDLE_S = 2.0
+_PAUSE_AFTER_FAILURE_S = 60.0
+
+
+class _Stage(Enum):
+    QUEUED = auto()
+    RUNNING = auto()
+    ENDED = auto()
+
+
+@dataclass(slots=True, eq=False)
+class _Offer:
+    owner: object
+    journal: "_Journal"
+    chunk: int
+    lease: Lease
+    crc64nvme: int | None
+    stage: _Stage = _Stage.QUEUED
+    abandoned: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Journal:
+    """What is under way for one blob."""
+
+    store: Store
+    stored: StoredBlob
+    pending: int = 0
+    unsynced_bytes: int = 0
+    room: bool | None = None
+    finishers: list[Callable[[], bool]] = field(default_factory=list)
+
+
+class WriteBack:
+    """The queue and its few threads; thread-safe; nobody ever waits for a disk but `settle`,
+    which waits for the writes that run at that moment (a chunk each)."""
+
+    def __init__(self, slabs: SlabPool, min_free_bytes: int, max_bytes: int) -> None:
+        self._slabs = slabs
+        self._min_free_bytes = min_free_bytes
+        self._max_bytes = max_bytes
+        self._changed = threading.Condition()
+        self._queue: deque[_Offer] = deque()
+        self._finishing: deque[_Journal] = deque()
+        self._running: set[_Offer] = set()
+        self._journals: dict[int, _Journal] = {}
+        self._threads = 0
+        self._busy = 0
+        self._most_threads = max(1, min(4, os.cpu_count() or 1))
+        self._paused_until_s = 0.0
+
+    # What flows call
+
+    def offer(
+        self,
+        owner: object,
+        store: Store,
+        stored: StoredBlob,
+        chunk: int,
+        lease: Lease,
+        crc64nvme: int | None,
+    ) -> None:
+        """Take a locked chunk for keeping: hashes, writes and unlocks it, or skips it."""
+        with self._changed:
+            journal = self._journals.setdefault(id(stored), _Journal(store, stored))
+            journal.pending += 1
+            lease.hold()
+            self._queue.append(_Offer(owner, journal, chunk, lease, crc64nvme))
+            metrics.QUEUED_CHUNKS.inc()
+            self._wake()
+
+    def settle(self, owner: object, longest_s: float) -> None:
+        """Return when no queued or running write needs the memory of `owner`'s offers any more."""
+        while (offer := self._take_back(owner)) is not None:
+            self._copy_or_skip(offer)
+        until = time.monotonic() + longest_s
+        with self._changed:
+            while any(offer.owner is owner for offer in self._running):
+                if not self._changed.wait(max(0.0, until - time.monotonic())):
+                    self._abandon(owner)
+                    return
+
+    def finish(self, store: Store, stored: StoredBlob, verdict: Callable[[], bool]) -> None:
+        """Close `stored` when its offers have ended: made durable, and sealed when complete.
+
+        `verdict` says whether the bytes passed the end-to-end check; if not, all are dropped.
+        """
+        with self._changed:
+            journal = self._journals.setdefault(id(stored), _Journal(store, stored))
+            journal.finishers.append(verdict)
+            if journal.pending == 0:
+                self._finishing.append(journal)
+                self._wake()
+
+    def shed(self) -> bool:
+        """Skip the oldest queued chunk to free its memory for a load; False when none is queued."""
+        with self._changed:
+            offer = self._queue.popleft() if self._queue else None
+        if offer is None:
+            return False
+        self._end(offer, skipped="memory")
+        return True
+
+    def drain(self, longest_s: float) -> bool:
+        """Wait until everything offered has ended; False when the time was too short."""
+        until = time.monotonic() + longest_s
+        with self._changed:
+            while self._queue or self._running or self._finishing or self._busy:
+                if not self._changed.wait(max(0.0, until - time.monotonic())):
+                    return False
+        return True
+
+    # Threads
+
+    def _wake(self) -> None:
+        """Start or wake a thread; the lock is held."""
+        if self._threads < self._most_threads and self._threads == self._busy:
+            self._threads += 1
+            threading.Thread(target=self._run, name="weightstream-write-back", daemon=True).start()
+        self._changed.notify_all()
+
+    def _run(self) -> None:
+        while (task := self._next()) is not None:
+            try:
+                self._write(task) if isinstance(task, _Offer) else self._close(task)
+            except Exception:  # a bug: the other chunks must not wait for a dead thread
+                log.exception("unexpected, in write-back")
+            finally:
+                with self._changed:
+                    self._busy -= 1
+                    self._changed.notify_all()
+
+    def _next(self) -> "_Offer | _Journal | None":
+        with self._changed:
+            while not (self._queue or self._finishing):
+                if not self._changed.wait(_IDLE_S):
+                    if self._queue or self._finishing:
+                        break
+                    self._threads -= 1
+                    return None
+            self._busy += 1
+            if not self._queue:
+                return self._finishing.popleft()
+            offer = self._queue.popleft()
+            offer.stage = _Stage.RUNNING
+            self._running.add(offer)
+            return offer
+
+    # One chunk
+
+    def _write(self, offer: _Offer) -> None:
+        skipped: str | None = "failed"
+        try:
+            skipped = self._write_chunk(offer)
+        except (StoreError, OSError) as error:
+            self.pause(str(error))
+        finally:
+            self._end(offer, skipped)
+        self._sync_now_and_then(offer.journal)
+
+    def _write_chunk(self, offer: _Offer) -> str | None:
+        """Write one chunk; return why it was skipped, or None."""
+        journal, stored, data = offer.journal, offer.journal.stored, offer.lease.view
+        if time.monotonic() < self._paused_until_s or not self._has_room(journal):
+            return "full"
+        crc = checksums.crc64nvme(data) if offer.crc64nvme is None else offer.crc64nvme
+        stored.write(offer.chunk, data, blake3(data).digest(), crc)
+        if offer.abandoned:
+            stored.drop(offer.chunk)
+            return "abandoned"
+        metrics.WRITTEN_BYTES.inc(len(data))
+        journal.unsynced_bytes += len(data)
+        return None
+
+    def _end(self, offer: _Offer, skipped: str | None) -> None:
+        if skipped is not None:
+            metrics.SKIPPED_CHUNKS.labels(skipped).inc()
+        metrics.QUEUED_CHUNKS.dec()
+        journal = offer.journal
+        journal.stored.unlock(offer.chunk)
+        offer.lease.release()
+        with self._changed:
+            offer.stage = _Stage.ENDED
+            self._running.discard(offer)
+            journal.pending -= 1
+            if journal.pending == 0 and journal.finishers:
+                self._finishing.append(journal)
+                self._wake()
+            self._changed.notify_all()
+
+    def _sync_now_and_then(self, journal: _Journal) -> None:
+        """Bound what a power loss can take. Never on the last chunk: `finish` seals."""
+        stored = journal.stored
+        if journal.unsynced_bytes < _SYNC_EVERY_BYTES or stored.present_bytes() >= stored.blob.size:
+            return
+        journal.unsynced_bytes = 0
+        try:
+            stored.sync()
+        except StoreError as error:
+            self.pause(str(error))
+
+    # Settling
+
+    def _take_back(self, owner: object) -> _Offer | None:
+        with self._changed:
+            # From the end: the threads take from the front, and what they take need not be copied.
+            for offer in reversed(self._queue):
+                if offer.owner is owner:
+                    self._queue.remove(offer)
+                    return offer
+        return None
+
+    def _copy_or_skip(self, offer: _Offer) -> None:
+        slab = self._slabs.try_take(len(offer.lease.view))
+        if slab is None:
+            self._end(offer, skipped="memory")
+            return
+        copy(offer.lease.view, slab.view)
+        offer.lease.release()
+        with self._changed:
+            offer.lease, offer.owner = slab, None
+            self._queue.append(offer)
+            self._wake()
+
+    def _abandon(self, owner: object) -> None:
+        """Give up on writes that the disk does not end; the lock is held."""
+        for offer in self._running:
+            if offer.owner is owner:
+                offer.abandoned = True
+                log.warning(
+                    "write-back of %s hangs; chunk %d is not kept",
+                    offer.journal.stored.blob.uri,
+                    offer.chunk,
+                )
+
+    # One blob
+
+    def _close(self, journal: _Journal) -> None:
+        with self._changed:
+            if journal.pending:
+                return  # offered again meanwhile; the last offer's end brings it back
+            verdicts, journal.finishers = journal.finishers, []
+            if self._journals.get(id(journal.stored)) is journal:
+                del self._journals[id(journal.stored)]
+        stored = journal.stored
+        try:
+            if not all([verdict() for verdict in verdicts]):
+                for chunk in range(stored.n_chunks):
+                    stored.drop(chunk)
+            elif journal.store.writable:
+                stored.sync()
+        except StoreError as error:
+            self.pause(str(error))
+        finally:
+            for _ in verdicts:
+                stored.close()
+
+    # Space
+
+    def _has_room(self, journal: _Journal) -> bool:
+        """Make room for the whole blob, once; evicts. False when there is none to be had."""
+        if journal.room is None:
+            journal.room = self._make_room(journal)
+        return journal.room
+
+    def _make_room(self, journal: _Journal) -> bool:
+        store, needed = journal.store, journal.stored.blob.size - journal.stored.present_bytes()
+        store.evict(needed)
+        status = os.statvfs(store.path)
+        free_bytes = status.f_bavail * status.f_frsize
+        if free_bytes - needed < self._min_free_bytes:
+            self.pause(
+                f"{store.path}: {free_bytes} bytes free, {needed} needed for "
+                f"{journal.stored.blob.uri}, {self._min_free_bytes} to be left free"
+            )
+            return False
+        if self._max_bytes and store.usage_bytes() + needed > self._max_bytes:
+            self.pause(
+                f"{store.path}: {journal.stored.blob.uri} does not fit into {self._max_bytes} bytes"
+            )
+            return False
+        return True
+
+    def pause(self, cause: str) -> None:
+        """Stop writing for a while, and say so once."""
+        with self._changed:
+            already = time.monotonic() < self._paused_until_s
+            self._paused_until_s = time.monotonic() + _PAUSE_AFTER_FAILURE_S
+        if not already:
+            log.warning("going on without the store: %s", cause)
+
+
+def copy(source: memoryview, target: memoryview) -> None:
+    """Copy bytes with the interpreter lock released (a slice assignment would hold it)."""
+    anchor = ctypes.c_char.from_buffer
+    ctypes.memmove(ctypes.addressof(anchor(target)), ctypes.addressof(anchor(source)), len(source))

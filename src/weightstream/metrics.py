@@ -1,0 +1,24 @@
+"""Every metric, in one place: name, unit, labels. Served by whoever has an HTTP server.
+
+Names follow the folders: fetch, write_back, store. All are stable unless the help says otherwise.
+"""
+
+from prometheus_client import Counter, Gauge
+
+FETCHED_BYTES = Counter(
+    "weightstream_fetch_bytes_total", "Bytes that arrived for readers.", ["source"]
+)
+FETCHED_RANGES = Counter("weightstream_fetch_ranges_total", "Ranges completed.", ["source"])
+RETRIES = Counter("weightstream_fetch_retries_total", "Attempts after the first.", ["error"])
+HEDGES = Counter("weightstream_fetch_hedges_total", "Straggling ranges asked for twice.")
+HEDGES_WON = Counter("weightstream_fetch_hedges_won_total", "Hedges that beat their original.")
+IN_FLIGHT = Gauge("weightstream_fetch_ranges_in_flight", "Ranges in flight now.")
+CONCURRENCY = Gauge("weightstream_fetch_concurrency", "Ranges that may be in flight now.")
+BUDGET_USED_BYTES = Gauge("weightstream_memory_budget_used_bytes", "Charged to the memory budget.")
+WRITTEN_BYTES = Counter("weightstream_write_back_bytes_total", "Bytes written to the store.")
+SKIPPED_CHUNKS = Counter(
+    "weightstream_write_back_skipped_chunks_total",
+    "Chunks that were not kept, because keeping them would have made somebody wait or failed.",
+    ["reason"],
+)
+QUEUED_CHUNKS = Gauge("weightstream_write_back_queued_chunks", "Chunks waiting to be written.")

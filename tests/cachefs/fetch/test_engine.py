@@ -1,0 +1,286 @@
+"""The engine against programmable sources: order, retries, hedges, cancellation, checks."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from awscrt import checksums
+
+from tests.cachefs.fetch.sources import (
+    BufferLanding,
+    FakeSource,
+    Request,
+    content,
+    fail_once_after,
+)
+from weightstream.cachefs.blob import Blob, Extent
+from weightstream.cachefs.fetch import Engine, Flow, Priority, Wanted
+from weightstream.cachefs.origin import Checksum
+from weightstream.errors import (
+    AccessDeniedError,
+    IntegrityError,
+    LoadCancelled,
+    ThrottledError,
+    UnavailableError,
+)
+from weightstream.settings import Settings
+
+CHUNK = 256 << 10
+SIZE = 10 * CHUNK + 12345
+BLOB = Blob("s3://bucket/model.safetensors", SIZE, "v1")
+DATA = content(SIZE)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        store=tmp_path / "store",
+        chunk_size=CHUNK,
+        range_size=CHUNK,
+        deadline_s=2.0,
+        write_back="off",
+        store_min_free_bytes=0,
+    )
+
+
+@pytest.fixture
+def engine(settings: Settings) -> Iterator[Engine]:
+    engine = Engine(settings)
+    yield engine
+    engine.close()
+
+
+def start(engine: Engine, source: FakeSource, *extents: Extent) -> tuple[Flow, BufferLanding]:
+    landing = BufferLanding(BLOB)
+    wanted = Wanted(BLOB, landing, extents or (BLOB.whole(),))
+    return engine.start([wanted], source, None), landing
+
+
+def test_everything_lands(engine: Engine) -> None:
+    flow, landing = start(engine, FakeSource({BLOB: DATA}))
+    with flow:
+        flow.join()
+        progress = flow.progress()
+    assert landing.data == DATA
+    assert progress.bytes_done == progress.bytes_total == SIZE
+    assert progress.bytes_by_source == {"origin": SIZE}
+    assert progress.first_byte_s is not None
+    assert progress.last_byte_s is not None
+
+
+def test_only_what_is_wanted_is_fetched(engine: Engine) -> None:
+    source = FakeSource({BLOB: DATA})
+    flow, landing = start(engine, source, Extent(1000, 2000), Extent(CHUNK, CHUNK + 10))
+    with flow:
+        flow.join()
+    assert source.sent_bytes == 1010
+    assert landing.data[1000:2000] == DATA[1000:2000]
+
+
+def test_small_chunks_share_a_request(settings: Settings) -> None:
+    engine = Engine(settings.model_copy(update={"chunk_size": 64 << 10}))
+    source = FakeSource({BLOB: DATA})
+    flow, landing = start(engine, source)
+    with flow:
+        flow.join()
+    assert landing.data == DATA
+    assert len(source.requests) == -(-SIZE // CHUNK)
+
+
+def test_a_reader_wakes_when_its_own_bytes_are_there(engine: Engine) -> None:
+    gate = threading.Event()
+
+    def behave(request: Request, sent: int) -> None:
+        if request.extent.start or sent:
+            gate.wait(10)
+
+    flow, landing = start(engine, FakeSource({BLOB: DATA}, behave))
+    with flow:
+        flow.wait(BLOB, Extent(0, 100), timeout_s=5)
+        with pytest.raises(TimeoutError):
+            flow.wait(BLOB, Extent(0, CHUNK), timeout_s=0.05)
+        gate.set()
+        flow.join()
+    assert landing.data == DATA
+
+
+def test_broken_ranges_resume_from_the_byte_they_reached(engine: Engine) -> None:
+    source = FakeSource({BLOB: DATA}, fail_once_after(128 << 10))
+    flow, landing = start(engine, source)
+    with flow:
+        flow.join()
+        assert flow.progress().retries >= 10
+    assert landing.data == DATA
+    assert source.sent_bytes == SIZE
+
+
+def test_a_dead_origin_fails_at_the_deadline_and_says_what(engine: Engine) -> None:
+    def behave(request: Request, sent: int) -> None:
+        raise UnavailableError("s3://bucket/model.safetensors: 127.0.0.1:9 refused")
+
+    flow, _ = start(engine, FakeSource({BLOB: DATA}, behave))
+    begun = time.monotonic()
+    with flow, pytest.raises(UnavailableError, match=r"refused.*bytes \d+-\d+.*deadline 2 s"):
+        flow.join()
+    assert time.monotonic() - begun < 10
+
+
+def test_a_lasting_error_ends_the_flow_at_once(engine: Engine) -> None:
+    def behave(request: Request, sent: int) -> None:
+        raise AccessDeniedError("403")
+
+    source = FakeSource({BLOB: DATA}, behave)
+    flow, _ = start(engine, source)
+    with flow, pytest.raises(AccessDeniedError):
+        flow.join()
+    assert len(source.requests) <= 8
+
+
+def test_throttling_halves_the_concurrency_and_waits_as_asked(engine: Engine) -> None:
+    times: list[float] = []
+
+    def behave(request: Request, sent: int) -> None:
+        times.append(time.monotonic())
+        if request.number < 4:
+            raise ThrottledError("slow down", 0.5)
+
+    flow, landing = start(engine, FakeSource({BLOB: DATA}, behave))
+    with flow:
+        flow.join()
+    assert landing.data == DATA
+    assert min(t for t in times[4:]) - times[0] >= 0.5
+    assert engine._concurrency.target < 4
+
+
+def test_one_straggler_is_hedged(engine: Engine) -> None:
+    def behave(request: Request, sent: int) -> None:
+        if request.extent.start == 3 * CHUNK and request.number < 8 and sent:
+            request.sleep(30)
+
+    flow, landing = start(engine, FakeSource({BLOB: DATA}, behave))
+    begun = time.monotonic()
+    with flow:
+        flow.join()
+        assert flow.progress().hedges == 1
+    assert landing.data == DATA
+    assert time.monotonic() - begun < 10
+
+
+def test_demand_goes_first(settings: Settings) -> None:
+    engine = Engine(settings.model_copy(update={"concurrency": 1}))
+    first = threading.Event()
+    boosted = threading.Event()
+
+    def behave(request: Request, sent: int) -> None:
+        first.set()
+        boosted.wait(10)
+
+    source = FakeSource({BLOB: DATA}, behave)
+    flow, _ = start(engine, source)
+    with flow:
+        first.wait(10)
+        flow.boost(BLOB, Extent(7 * CHUNK, 7 * CHUNK + 1))
+        boosted.set()
+        flow.join()
+    assert source.requests[1].extent.start == 7 * CHUNK
+
+
+def test_an_urgent_flow_overtakes_a_background_one(settings: Settings) -> None:
+    engine = Engine(settings.model_copy(update={"concurrency": 1}))
+    other = Blob("s3://bucket/other", SIZE, "v1")
+    go = threading.Event()
+    source = FakeSource({BLOB: DATA, other: DATA}, lambda request, sent: go.wait(10) and None)
+    fill = Wanted(BLOB, BufferLanding(BLOB), (BLOB.whole(),), Priority.BACKGROUND)
+    need = Wanted(other, BufferLanding(other), (Extent(0, CHUNK),), Priority.DEMAND)
+    with engine.start([fill], source, None) as background:
+        while not source.requests:
+            time.sleep(0.001)
+        with engine.start([need], source, None) as urgent:
+            go.set()
+            urgent.join()
+        background.join()
+    assert source.requests[1].blob is other
+
+
+def test_close_ends_a_flow_that_hangs(engine: Engine) -> None:
+    source = FakeSource({BLOB: DATA}, lambda request, sent: request.sleep(60))
+    flow, landing = start(engine, source)
+    waiting = threading.Thread(target=lambda: pytest.raises(LoadCancelled, flow.join))
+    waiting.start()
+    time.sleep(0.1)
+    begun = time.monotonic()
+    flow.close()
+    waiting.join(5)
+    assert not waiting.is_alive()
+    assert time.monotonic() - begun < 5
+    count = len(landing.extents)
+    time.sleep(0.1)
+    assert len(landing.extents) == count
+
+
+def test_a_landing_without_memory_is_asked_again(engine: Engine) -> None:
+    source = FakeSource({BLOB: DATA})
+    landing = BufferLanding(BLOB)
+    landing.refuse_until_s = time.monotonic() + 0.3
+    with engine.start([Wanted(BLOB, landing, (BLOB.whole(),))], source, None) as flow:
+        flow.join()
+    assert landing.data == DATA
+
+
+def test_a_landing_that_fails_fails_the_flow(
+    engine: Engine, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
+) -> None:
+    class Broken(BufferLanding):
+        def landed(self, extent: Extent) -> None:
+            raise ZeroDivisionError("bug")
+
+    wanted = Wanted(BLOB, Broken(BLOB), (BLOB.whole(),))
+    with (
+        engine.start([wanted], FakeSource({BLOB: DATA}), None) as flow,
+        pytest.raises(Exception, match="ZeroDivisionError"),
+    ):
+        flow.join()
+    caplog.clear()
+
+
+@pytest.mark.parametrize("algorithm", ["crc64nvme", "crc32c"])
+def test_the_origins_checksum_is_compared(engine: Engine, algorithm: str) -> None:
+    right = getattr(checksums, algorithm)(DATA)
+    source = FakeSource({BLOB: DATA})
+    source.checksums[BLOB] = Checksum(algorithm, right)  # type: ignore[arg-type]
+    flow, _ = start(engine, source)
+    with flow:
+        flow.join()
+    source.checksums[BLOB] = Checksum(algorithm, right ^ 1)  # type: ignore[arg-type]
+    flow, _ = start(engine, source)
+    with flow, pytest.raises(IntegrityError, match="damaged on the way"):
+        flow.join()
+
+
+def test_an_empty_blob_is_done_at_once(engine: Engine) -> None:
+    empty = Blob("s3://bucket/empty", 0, "v1")
+    wanted = Wanted(empty, BufferLanding(empty), (empty.whole(),))
+    with engine.start([wanted], FakeSource({empty: b""}), None) as flow:
+        flow.join()
+
+
+def test_concurrency_grows_where_it_helps(settings: Settings) -> None:
+    size = 400 * CHUNK
+    blob = Blob("s3://bucket/big", size, "v1")
+    source = FakeSource({blob: content(size)}, lambda request, sent: request.sleep(0.01))
+    engine = Engine(settings)
+    with engine.start([Wanted(blob, BufferLanding(blob), (blob.whole(),))], source, None) as flow:
+        flow.join()
+    assert source.most_at_once > 8
+
+
+def test_nothing_is_charged_after_the_flow(engine: Engine) -> None:
+    flow, _ = start(engine, FakeSource({BLOB: DATA}))
+    with flow:
+        flow.join()
+    until = time.monotonic() + 5
+    while engine.budget.used_bytes and time.monotonic() < until:
+        time.sleep(0.01)
+    assert engine.budget.used_bytes == 0

@@ -51,7 +51,7 @@ def format_bytes(count: int) -> str:
         if count >= unit:
             exact = count % unit == 0
             return f"{count // unit} {name}" if exact else f"{count / unit:.1f} {name}"
-    return f"{count} B"
+    return f"{count} B" if count else "0"
 
 
 def _parse_on_off(value: object) -> object:
@@ -61,11 +61,14 @@ def _parse_on_off(value: object) -> object:
 
 def _absolute(path: Path) -> Path:
     """Fix a relative path now: the process may change its directory later."""
-    return path.expanduser().absolute()
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:  # ~name of nobody
+        raise ValueError("names an unknown home directory") from error
 
 
 def _path(value: object) -> object:
-    if not value or not isinstance(value, (str, os.PathLike)):
+    if not value or not isinstance(value, str | os.PathLike) or "\0" in str(value):
         raise ValueError("is not a path")
     return value
 
@@ -251,7 +254,7 @@ def config_path() -> Path:
     """Return where the TOML file is looked for."""
     named = os.environ.get(CONFIG_VARIABLE)
     if named:
-        return _absolute(Path(named))
+        return Path(named).absolute()
     return _home("XDG_CONFIG_HOME", ".config") / "weightstream.toml"
 
 
@@ -363,5 +366,5 @@ def _text(name: str, value: object) -> str:
 
 def _default_text(name: str) -> str:
     if name == "store":  # the real default names this user's home
-        return "$XDG_CACHE_HOME/weightstream"
+        return "~/.cache/weightstream"
     return _text(name, Settings.model_fields[name].default)

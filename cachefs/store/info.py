@@ -9,7 +9,7 @@ from weightstream.cachefs.store.files import OpenFile, store_errors
 from weightstream.cachefs.store.layout import Layout
 from weightstream.cachefs.store.locks import LockFile
 from weightstream.cachefs.store.opening import IN_USE
-from weightstream.cachefs.store.state import ChunkState, count_present
+from weightstream.cachefs.store.state import ChunkState, count_present, present_bytes
 from weightstream.cachefs.store.table import Stamp, Table
 
 _BLOCK_BYTES = 512  # the unit of st_blocks, whatever the file system's block size
@@ -49,23 +49,18 @@ def inspect(layout: Layout, blob_id: str) -> BlobInfo | None:
 
 def _describe(table: Table, file: OpenFile, data: OpenFile, in_use: bool) -> BlobInfo:
     header, states = table.header, table.states()
-    n_present = count_present(states)
-    n_last = header.blob.size - (header.n_chunks - 1) * header.chunk_size
-    last_is_present = count_present(states[-1:]) == 1
-    present_bytes = n_present * header.chunk_size
-    if last_is_present:
-        present_bytes += n_last - header.chunk_size
+    all_present = count_present(states) == header.n_chunks
     return BlobInfo(
         blob=header.blob,
         chunk_size=header.chunk_size,
         n_chunks=header.n_chunks,
-        present_bytes=present_bytes,
+        present_bytes=present_bytes(states, header.chunk_size, header.blob.size),
         durable_chunks=states.count(ChunkState.DURABLE),
         allocated_bytes=allocated_bytes(file) + allocated_bytes(data),
         last_used_s=table.last_used_ns / 1e9,
         pinned=table.pinned,
         in_use=in_use,
-        complete=n_present == header.n_chunks and table.seal == Stamp.of(data),
+        complete=all_present and table.seal == Stamp.of(data),
     )
 
 

@@ -130,7 +130,7 @@ class LockFile:
             pause_s = min(pause_s * 2, _POLL_MAX_S)
 
     def close(self) -> None:
-        """Free every lock, once no thread is inside a call any more."""
+        """Free every lock, once no thread is inside a call; a later call opens the file again."""
         with self._mutex:
             self._file = None
             self._held.clear()

@@ -22,7 +22,7 @@ from weightstream.cachefs.store.layout import Layout, lock_byte
 from weightstream.cachefs.store.locks import LockFile
 from weightstream.cachefs.store.stats import Counters
 from weightstream.cachefs.store.table import DamagedTable, Header, Table
-from weightstream.errors import StoreError
+from weightstream.errors import StoreError, StoreReadOnlyError
 
 # Lock bytes on a table, far beyond its end: one per chunk from CHUNK_LOCKS on.
 CHUNK_LOCKS = 1 << 40
@@ -109,7 +109,7 @@ def open_or_create(
     except DamagedTable:
         files = None  # looked at again below, when nobody else can be about to repair it
     if files is not None:
-        return files
+        return _writable(files)
     with names.hold(lock_byte(blob.id), LOCK_TIMEOUT_S):
         try:
             files = find_files(layout, blob, writable=True)
@@ -122,6 +122,12 @@ def open_or_create(
             files = find_files(layout, blob, writable=True)
     if files is None:
         raise StoreError(f"cannot open {layout.table(blob.id)}: it vanished")
+    return _writable(files)
+
+
+def _writable(files: BlobFiles) -> BlobFiles:
+    if not files.writable:
+        raise StoreReadOnlyError(f"cannot write {files.data.path}: no permission")
     return files
 
 

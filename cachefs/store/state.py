@@ -36,6 +36,14 @@ def count_present(states: bytes) -> int:
     return states.count(ChunkState.FILLED) + states.count(ChunkState.DURABLE)
 
 
+def present_bytes(states: bytes, chunk_size: int, size: int) -> int:
+    """Return how many bytes of a blob of `size` may be read."""
+    total = count_present(states) * chunk_size
+    if count_present(states[-1:]):
+        total -= len(states) * chunk_size - size  # the last chunk ends with the blob
+    return total
+
+
 def present_flags(states: bytes) -> bytes:
     """Return a byte per chunk: 1 where it may be read."""
     return states.translate(_IS_PRESENT)

@@ -1,44 +1,27 @@
 """One blob on disk, as every thread of a process shares it.
 
-Who may change what, see docs/design/0001-store.md: EMPTY -> FILLED belongs to the holder of the
-chunk's lock; every other change of state, and the seal, is made under the blob's change lock.
 Chunks that this process did not write are hashed before their first use, unless the blob is sealed
-and its data file has the stamp it was sealed with.
+and its data file has the stamp it was sealed with. Who may change which state, see chunks.py.
 """
 
 import logging
 import mmap
-import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from weightstream.cachefs.blob import Blob, Extent
-from weightstream.cachefs.store.checking import check_many, hash_bytes, hash_extent
+from weightstream.cachefs.store.checking import check_many, hash_bytes
+from weightstream.cachefs.store.chunks import PRESENT, Chunks
 from weightstream.cachefs.store.direct import DirectWriter
-from weightstream.cachefs.store.files import (
-    OpenFile,
-    fsync_directory,
-    read_fully,
-    store_errors,
-)
+from weightstream.cachefs.store.files import OpenFile, read_fully, store_errors
 from weightstream.cachefs.store.locks import survive_fork
-from weightstream.cachefs.store.opening import CHANGE, CHUNK_LOCKS, LOCK_TIMEOUT_S, BlobFiles
-from weightstream.cachefs.store.state import (
-    ChunkState,
-    count_present,
-    indices,
-    present_flags,
-    suspected,
-)
+from weightstream.cachefs.store.opening import CHUNK_LOCKS, BlobFiles
+from weightstream.cachefs.store.state import ChunkState, count_present, present_bytes
 from weightstream.cachefs.store.stats import Counters
-from weightstream.cachefs.store.table import MAP_OPTIONS, Entry, Stamp
+from weightstream.cachefs.store.table import MAP_OPTIONS, Entry
 from weightstream.errors import StoreError, StoreReadOnlyError, UsageError
 
-_PRESENT = (ChunkState.FILLED, ChunkState.DURABLE)
-# Rounds of flushing while others keep dropping chunks; what is left stays FILLED until next time.
-_PROMOTE_ROUNDS = 5
 _log = logging.getLogger(__name__)
 
 
@@ -57,44 +40,37 @@ class StoredBlob:
         self.chunk_size = header.chunk_size
         self.n_chunks = header.n_chunks
         self.writable = files.writable
-        self._files: BlobFiles | None = files
+        self.data_path: Path = files.data.path
+        self._chunks: Chunks | None = Chunks(files, counters)
         self._writer = writer
         self._counters = counters
         self._on_close = on_close
         self._direct: OpenFile | None = None
-        self._verified = bytearray(self.n_chunks)
-        states = files.table.states()
-        # Present already and not covered by a seal: a crash may lie between then and now.
-        self._inherited = b"" if self._sealed(files) else present_flags(states)
-        # DURABLE is never set before the names are on the disk.
-        self._names_synced = ChunkState.DURABLE in states
-        self.after_fork_in_child()
+        self._mutex = threading.Lock()
+        self._sync_mutex = threading.Lock()
         survive_fork(self)
 
     def after_fork_in_child(self) -> None:
         """Replace the mutexes: another thread of the parent may have held them."""
         self._mutex = threading.Lock()
-        self._change_mutex = threading.Lock()
         self._sync_mutex = threading.Lock()
+        if self._chunks is not None:
+            self._chunks.renew_mutexes()
 
-    def _open(self) -> BlobFiles:
-        files = self._files
-        if files is None:
+    def _open(self) -> Chunks:
+        """Return what an operation works on; holding it keeps the files open meanwhile."""
+        chunks = self._chunks
+        if chunks is None:
             raise StoreError(f"{self.blob.uri} was closed in the store")
-        return files
+        return chunks
 
-    def _open_writable(self) -> BlobFiles:
-        files = self._open()
-        if not files.writable:
-            raise StoreReadOnlyError(f"cannot write {files.data.path}: the store is read-only")
-        return files
+    def _open_writable(self) -> Chunks:
+        chunks = self._open()
+        if not self.writable:
+            raise StoreReadOnlyError(f"cannot write {self.data_path}: the store is read-only")
+        return chunks
 
     # ---- what is there
-
-    @property
-    def data_path(self) -> Path:
-        """Return where the file's bytes lie."""
-        return self._open().data.path
 
     def chunk(self, i: int) -> Extent:
         """Return the bytes that chunk `i` covers."""
@@ -126,115 +102,67 @@ class StoredBlob:
 
     def present_bytes(self) -> int:
         """Return how many bytes may be read."""
-        states = self.states()
-        total = count_present(states) * self.chunk_size
-        if self.n_chunks and states[-1] in _PRESENT:
-            total -= self.n_chunks * self.chunk_size - self.blob.size
-        return total
+        return present_bytes(self.states(), self.chunk_size, self.blob.size)
 
     @property
     def complete(self) -> bool:
         """Say whether all is there, durable, and the data file untouched since it was sealed."""
-        files = self._open()
+        chunks = self._open()
         if not self.n_chunks:
             return True
-        return self._sealed(files) and count_present(files.table.states()) == self.n_chunks
-
-    def _sealed(self, files: BlobFiles) -> bool:
-        seal = files.table.seal
-        return seal is not None and seal == Stamp.of(files.data)
+        return chunks.sealed and count_present(chunks.table.states()) == self.n_chunks
 
     # ---- single flight
 
     def try_lock(self, i: int) -> bool:
         """Become the one, among all threads and processes, that fetches chunk `i`; never waits."""
-        return self._open_writable().locks.try_lock(CHUNK_LOCKS + i)
+        return self._open_writable().files.locks.try_lock(CHUNK_LOCKS + i)
 
     def unlock(self, i: int) -> None:
         """Let others fetch chunk `i`, if it is not there by now."""
-        self._open().locks.unlock(CHUNK_LOCKS + i)
+        self._open().files.locks.unlock(CHUNK_LOCKS + i)
 
     # ---- writing
 
     def write(self, i: int, data: memoryview, digest: bytes, crc64: int) -> None:
         """Keep chunk `i`, whose lock the caller holds. A chunk that is there stays as it is."""
-        files = self._open_writable()
-        extent = self.chunk(i)
-        data = data.cast("B")
+        chunks, extent, data = self._open_writable(), self.chunk(i), data.cast("B")
         if len(data) != len(extent) or len(digest) != 32:
             raise UsageError(f"{self.blob.uri} {extent}: {len(data)} bytes to write")
-        if files.table.state(i) == ChunkState.SUSPECT:
-            self._empty(files, i, (ChunkState.SUSPECT,))  # nobody must verify half of each
-        if files.table.state(i) != ChunkState.EMPTY:
+        if chunks.table.state(i) == ChunkState.SUSPECT:
+            chunks.empty(i, (ChunkState.SUSPECT,))  # nobody must verify half of each
+        if chunks.table.state(i) != ChunkState.EMPTY:
             return
-        with store_errors(f"write {self.blob.uri} {extent} to {files.data.path}"):
-            self._writer.write(files.data, self._direct_file(files), data, extent.start)
-        # The mutex is also the memory barrier between the hash and the state on weak machines.
-        with self._mutex:
-            files.table.put(i, Entry(digest, crc64))
-        with self._mutex:
-            self._verified[i] = 1
-            files.table.set_state(i, ChunkState.FILLED)
+        with store_errors(f"write {self.blob.uri} {extent} to {self.data_path}"):
+            self._writer.write(chunks.files.data, self._direct_file(), data, extent.start)
+        chunks.fill(i, Entry(digest, crc64))
 
-    def _direct_file(self, files: BlobFiles) -> OpenFile | None:
+    def _direct_file(self) -> OpenFile | None:
         with self._mutex:
             if self._direct is None:
-                self._direct = self._writer.open(files.data.path)
+                self._direct = self._writer.open(self.data_path)
             return self._direct
 
     def sync(self) -> None:
-        """Make what is FILLED now DURABLE, and seal the blob when all of it is there."""
-        files = self._open()
-        with self._sync_mutex, store_errors(f"sync {files.data.path}"):
-            for _ in range(_PROMOTE_ROUNDS):
-                if self._promote(files):
-                    break
-            if self._all_durable(files) and not self._sealed(files):
-                self._seal(files)
+        """Make what is FILLED now DURABLE, and seal the blob when all of it is there.
 
-    def _promote(self, files: BlobFiles) -> bool:
-        """Flush and promote; False when chunks were dropped meanwhile: they may be new ones."""
-        drops = files.table.drops
-        filled = tuple(indices(files.table.states(), ChunkState.FILLED))
-        if not filled:
-            return True
-        self._flush(files)
-        with self._changing(files):
-            if files.table.drops != drops:
-                return False
-            for i in filled:
-                files.table.set_state(i, ChunkState.DURABLE)
-        return True
-
-    def _flush(self, files: BlobFiles) -> None:
-        """Bring bytes, then hashes, then names to the disk; not the states that say so."""
-        if not files.writable:
-            return  # the table is a private copy and nothing was written
-        os.fdatasync(files.data.fileno())
-        # Not mmap.flush(): CPython holds the interpreter's lock in msync.
-        os.fdatasync(files.locks.file().fileno())
-        if not self._names_synced:
-            folder = files.data.path.parent
-            for directory in (folder, folder.parent, folder.parent.parent):
-                fsync_directory(directory)
-            self._names_synced = True
-
-    def _all_durable(self, files: BlobFiles) -> bool:
-        return files.table.states().count(ChunkState.DURABLE) == self.n_chunks > 0
-
-    def _seal(self, files: BlobFiles) -> None:
-        inherited = [i for i in indices(self._inherited, 1) if not self._verified[i]]
-        if self._check(files, inherited):
-            return
-        with self._changing(files):
-            if self._all_durable(files):
-                files.table.seal = Stamp.of(files.data)
-        with self._mutex:
+        Chunks that were found at opening and not read since are hashed before they are sealed.
+        """
+        chunks = self._open()
+        with self._sync_mutex, store_errors(f"sync {self.data_path}"):
+            chunks.promote()
+            if chunks.sealed or not self.n_chunks or not chunks.all_durable:
+                return
+            if self._check(chunks, chunks.inherited()):
+                return
+            chunks.seal()
             self._direct = None
-        if files.writable:
-            os.fsync(files.data.fileno())  # fdatasync may leave the mtime behind
-            os.fdatasync(files.locks.file().fileno())
         _log.info("stored %s: %d bytes, sealed", self.blob.uri, self.blob.size)
+
+    def drop(self, i: int) -> None:
+        """Forget chunk `i`: it was found wrong or unreadable."""
+        if self._open().empty(i, (ChunkState.SUSPECT, *PRESENT)):
+            self._counters.add(dropped_chunks=1)
 
     # ---- reading
 
@@ -243,50 +171,47 @@ class StoredBlob:
 
         A wrong chunk is dropped, counted and can be fetched again.
         """
-        files = self._open()
-        extent, into = self.chunk(i), into.cast("B")
+        chunks, extent, into = self._open(), self.chunk(i), into.cast("B")
         if not 0 <= offset <= offset + len(into) <= len(extent):
             raise UsageError(f"{self.blob.uri} {extent}: no {len(into)} bytes at {offset}")
-        state = files.table.state(i)
-        if state == ChunkState.EMPTY:
+        if chunks.table.state(i) == ChunkState.EMPTY:
             return False
-        if self._verified[i] or (state in _PRESENT and self._sealed(files)):
-            return self._read(files, i, extent.start + offset, into)
-        if len(into) == len(extent):
-            return self._read_whole(files, i, into)
-        return self._check_chunk(files, i) and self._read(files, i, extent.start + offset, into)
+        if not chunks.trusted(i):
+            if len(into) == len(extent):
+                return self._read_whole(chunks, i, into)
+            if not chunks.check(i):
+                return False
+        return self._read(chunks, i, extent.start + offset, into)
 
-    def _read(self, files: BlobFiles, i: int, start: int, into: memoryview) -> bool:
+    def _read_whole(self, chunks: Chunks, i: int, into: memoryview) -> bool:
+        """Read a chunk and hash it where it landed: it is in the processor's cache."""
+        start = self.chunk(i).start
+        if not self._read(chunks, i, start, into):
+            return False
+        entry = chunks.table.entry(i)
+        if entry is not None and hash_bytes(into) == entry.digest:
+            chunks.accept(i)
+            return True
+        return chunks.check(i) and self._read(chunks, i, start, into)
+
+    def _read(self, chunks: Chunks, i: int, start: int, into: memoryview) -> bool:
         try:
-            if read_fully(files.data.fileno(), into, start):
+            if read_fully(chunks.files.data.fileno(), into, start):
                 return True
             why = "the file ends before"
         except OSError as error:
             why = str(error.strerror)
-        _log.warning("cannot read %s of %s: %s", self.chunk(i), files.data.path, why)
+        _log.warning("cannot read %s of %s: %s", self.chunk(i), self.data_path, why)
         self.drop(i)
         return False
 
-    def _read_whole(self, files: BlobFiles, i: int, into: memoryview) -> bool:
-        """Read a chunk and hash it where it landed: it is in the processor's cache."""
-        if not self._read(files, i, self.chunk(i).start, into):
-            return False
-        entry = files.table.entry(i)
-        if entry is not None and hash_bytes(into) == entry.digest:
-            self._accept(files, i)
-            return True
-        return self._check_chunk(files, i) and self._read(files, i, self.chunk(i).start, into)
-
     def map(self) -> mmap.mmap:
         """Map a complete blob, privately: what the caller writes stays in its own memory."""
-        files = self._open()
+        fd = self._open().files.data.fileno()
         if not self.complete or not self.blob.size:
             raise StoreError(f"{self.blob.uri} is not complete in the store")
-        size, fd = self.blob.size, files.data.fileno()
-        with store_errors(f"map {files.data.path}"):
-            return mmap.mmap(fd, size, access=mmap.ACCESS_COPY, **MAP_OPTIONS)
-
-    # ---- doubt
+        with store_errors(f"map {self.data_path}"):
+            return mmap.mmap(fd, self.blob.size, access=mmap.ACCESS_COPY, **MAP_OPTIONS)
 
     def verify(
         self, everything: bool = False, progress: Callable[[int], None] | None = None
@@ -296,101 +221,21 @@ class StoredBlob:
         When all of the blob is there and right it is sealed afterwards, and can be mapped.
         `progress` is called from this thread with the bytes of each chunk that was hashed.
         """
-        files = self._open()
-        todo = list(self._doubtful(files, everything))
-        dropped = self._check(files, todo, progress)
+        chunks = self._open()
+        dropped = self._check(chunks, chunks.doubtful(everything), progress)
         self.sync()
         return dropped
 
-    def _doubtful(self, files: BlobFiles, everything: bool) -> Iterator[int]:
-        states = files.table.states()
-        trusted = not everything and self._sealed(files)
-        for i in indices(suspected(states), ChunkState.SUSPECT):
-            known = trusted or (self._verified[i] and not everything)
-            if not (known and states[i] in _PRESENT):
-                yield i
-
     def _check(
-        self, files: BlobFiles, todo: list[int], progress: Callable[[int], None] | None = None
+        self, chunks: Chunks, todo: list[int], progress: Callable[[int], None] | None = None
     ) -> int:
         """Hash these chunks; return how many of them were dropped."""
         dropped = 0
-        results = check_many(lambda i: self._check_chunk(files, i), todo)
-        for i, good in zip(todo, results, strict=True):
+        for i, good in zip(todo, check_many(chunks.check, todo), strict=True):
             dropped += not good
             if progress is not None:
                 progress(len(self.chunk(i)))
         return dropped
-
-    def _check_chunk(self, files: BlobFiles, i: int) -> bool:
-        """Hash one chunk; when it is wrong, once more under the change lock, and drop it."""
-        if self._matches(files, i):
-            self._accept(files, i)
-            return True
-        with self._changing(files):
-            if files.table.state(i) == ChunkState.EMPTY:
-                return False
-            if self._matches(files, i):  # it was being written when we looked first
-                self._set_good(files, i)
-                return True
-            self._set_empty(files, i)
-        _log.warning("%s: %s does not match its hash: dropped", files.data.path, self.chunk(i))
-        self._counters.add(dropped_chunks=1)
-        return False
-
-    def _matches(self, files: BlobFiles, i: int) -> bool:
-        entry = files.table.entry(i)
-        return entry is not None and hash_extent(files.data, self.chunk(i)) == entry.digest
-
-    def _accept(self, files: BlobFiles, i: int) -> None:
-        self._verified[i] = 1
-        if files.table.state(i) == ChunkState.SUSPECT:
-            with self._changing(files):
-                self._set_good(files, i)
-
-    def _set_good(self, files: BlobFiles, i: int) -> None:
-        self._verified[i] = 1
-        if files.table.state(i) == ChunkState.SUSPECT:
-            files.table.set_state(i, ChunkState.FILLED)
-
-    def drop(self, i: int) -> None:
-        """Forget chunk `i`: it was found wrong or unreadable."""
-        files = self._open()
-        if self._empty(files, i, (ChunkState.SUSPECT, *_PRESENT)):
-            self._counters.add(dropped_chunks=1)
-
-    def _empty(self, files: BlobFiles, i: int, states: tuple[ChunkState, ...]) -> bool:
-        """Empty a chunk that is in one of `states`; say whether it was."""
-        with self._changing(files):
-            if files.table.state(i) not in states:
-                return False
-            self._set_empty(files, i)
-            return True
-
-    def _set_empty(self, files: BlobFiles, i: int) -> None:
-        """Empty a chunk under the change lock, the seal first."""
-        table = files.table
-        if table.seal is not None:
-            if not self._sealed(files):  # or the next seal would cover what somebody changed
-                table.replace_states(suspected(table.states()))
-            table.seal = None
-        table.count_drop()
-        table.set_state(i, ChunkState.EMPTY)
-        self._verified[i] = 0
-
-    @contextmanager
-    def _changing(self, files: BlobFiles) -> Iterator[None]:
-        """Hold the blob's change lock, against threads and against processes."""
-        if not self._change_mutex.acquire(timeout=LOCK_TIMEOUT_S):
-            raise StoreError(f"{self.blob.uri} is busy in the store for {LOCK_TIMEOUT_S:g} s")
-        try:
-            if files.writable:
-                with files.locks.hold(CHANGE, LOCK_TIMEOUT_S):
-                    yield
-            else:
-                yield
-        finally:
-            self._change_mutex.release()
 
     # ---- life
 
@@ -401,9 +246,9 @@ class StoredBlob:
 
     def touch(self) -> None:
         """Make now the time of the last use."""
-        files = self._open()
-        if files.writable:
-            files.table.touch()
+        chunks = self._open()
+        if self.writable:
+            chunks.table.touch()
 
     def close(self) -> None:
         """Give one handle back; with the last one the blob's files and locks go."""
@@ -412,7 +257,7 @@ class StoredBlob:
 
     def shut(self) -> None:
         """Close whatever the number of handles; operations under way keep their files open."""
-        self._files = None
+        self._chunks = None
         self._direct = None
 
     def __enter__(self) -> "StoredBlob":

@@ -1,6 +1,6 @@
 """Pure policy: how many ranges to have in flight, from what the last window showed.
 
-Hill climbing: double while it helps by a tenth, step back when it does not and stay for a while;
+Hill climbing: double while that brings a quarter more, step back when it does not and stay for a while;
 halve when the origin asks for less. A window is judged only when every slot was in use, because
 an idle slot says nothing about the link.
 """
@@ -8,7 +8,7 @@ an idle slot says nothing about the link.
 from dataclasses import dataclass, replace
 
 START = 4
-_GAIN = 1.10
+_GAIN = 1.25
 _HOLD_WINDOWS = 20
 _THROTTLED_WINDOWS = 25
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from awscrt import checksums
-
 from tests.cachefs.fetch.sources import (
     BufferLanding,
     FakeSource,
@@ -15,6 +14,8 @@ from tests.cachefs.fetch.sources import (
     content,
     fail_once_after,
 )
+from tests.conftest import LogWatch
+
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch import Engine, Flow, Priority, Wanted
 from weightstream.cachefs.origin import Checksum
@@ -207,13 +208,20 @@ def test_an_urgent_flow_overtakes_a_background_one(settings: Settings) -> None:
 def test_close_ends_a_flow_that_hangs(engine: Engine) -> None:
     source = FakeSource({BLOB: DATA}, lambda request, sent: request.sleep(60))
     flow, landing = start(engine, source)
-    waiting = threading.Thread(target=lambda: pytest.raises(LoadCancelled, flow.join))
+    heard: list[str] = []
+
+    def wait() -> None:
+        with pytest.raises(LoadCancelled):
+            flow.join()
+        heard.append("closed")
+
+    waiting = threading.Thread(target=wait)
     waiting.start()
     time.sleep(0.1)
     begun = time.monotonic()
     flow.close()
     waiting.join(5)
-    assert not waiting.is_alive()
+    assert heard == ["closed"]
     assert time.monotonic() - begun < 5
     count = len(landing.extents)
     time.sleep(0.1)
@@ -229,9 +237,9 @@ def test_a_landing_without_memory_is_asked_again(engine: Engine) -> None:
     assert landing.data == DATA
 
 
-def test_a_landing_that_fails_fails_the_flow(
-    engine: Engine, caplog: pytest.LogCaptureFixture, request: pytest.FixtureRequest
-) -> None:
+def test_a_landing_that_fails_fails_the_flow(engine: Engine, expect_log: LogWatch) -> None:
+    expect_log("unexpected, at s3://bucket/model.safetensors bytes")
+
     class Broken(BufferLanding):
         def landed(self, extent: Extent) -> None:
             raise ZeroDivisionError("bug")
@@ -242,7 +250,6 @@ def test_a_landing_that_fails_fails_the_flow(
         pytest.raises(Exception, match="ZeroDivisionError"),
     ):
         flow.join()
-    caplog.clear()
 
 
 @pytest.mark.parametrize("algorithm", ["crc64nvme", "crc32c"])

@@ -215,9 +215,13 @@ class Flow:
     # Claiming
 
     def _reserve(self, run: Run) -> Lease | None:
-        """Ask the landing for memory; a queued write-back gives way to a load that has none."""
+        """Ask the landing for memory; a queued write-back gives way to a load that has none.
+
+        Not to a fill in the background: that one exists to be written.
+        """
         lease = run.part.landing.reserve(run.extent)
-        if lease is None and self._write_back.shed():
+        patient = run.part.priority is Priority.BACKGROUND
+        if lease is None and not patient and self._write_back.shed():
             lease = run.part.landing.reserve(run.extent)
         return lease
 

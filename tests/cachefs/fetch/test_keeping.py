@@ -171,7 +171,7 @@ def test_a_slow_disk_never_slows_the_load(
     monkeypatch.undo()
     assert engine.write_back.drain(30)
     source = FakeSource({BLOB: DATA})
-    assert fetch(engine, store, source).data == DATA
+    assert fetch(Engine(settings), store, source).data == DATA
     assert source.sent_bytes > 0
     assert stored_bytes(store) == DATA
 

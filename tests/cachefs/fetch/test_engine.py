@@ -192,7 +192,7 @@ def test_an_urgent_flow_overtakes_a_background_one(settings: Settings) -> None:
     engine = Engine(settings.model_copy(update={"concurrency": 1}))
     other = Blob("s3://bucket/other", SIZE, "v1")
     go = threading.Event()
-    source = FakeSource({BLOB: DATA, other: DATA}, lambda request, sent: go.wait(10) and None)
+    source = FakeSource({BLOB: DATA, other: DATA}, lambda request, sent: None if go.wait(10) else None)
     fill = Wanted(BLOB, BufferLanding(BLOB), (BLOB.whole(),), Priority.BACKGROUND)
     need = Wanted(other, BufferLanding(other), (Extent(0, CHUNK),), Priority.DEMAND)
     with engine.start([fill], source, None) as background:

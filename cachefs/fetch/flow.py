@@ -18,7 +18,6 @@ from weightstream.cachefs.fetch.job import Job
 from weightstream.cachefs.fetch.landing import Lease, Priority
 from weightstream.cachefs.fetch.piece import Part, Stage
 from weightstream.cachefs.fetch.progress import Meter, Progress
-from weightstream.cachefs.fetch.slabs import Slab
 from weightstream.cachefs.fetch.source import Source
 from weightstream.cachefs.store import Store
 from weightstream.cachefs.store.write_back import WriteBack
@@ -255,7 +254,7 @@ class Flow:
     def _keep(self, job: Job) -> None:
         """Sum what arrived, and offer whole locked chunks to the write-back."""
         check, stored = self._checks.get(job.part), job.part.stored
-        owner = None if isinstance(job.lease, Slab) else self  # slabs are never handed to callers
+        owner = self if job.part.landing.exposes_memory else None
         for piece in job.pieces:
             begin = piece.extent.start - job.extent.start
             view = job.lease.view[begin : begin + len(piece.extent)]

@@ -33,6 +33,9 @@ class Lease(Protocol):
 class Landing(Protocol):
     """Memory for one blob of one flow. Its methods are called from the engine's threads."""
 
+    exposes_memory: bool
+    """Callers get this very memory afterwards, so `Flow.settle` must end all use of it."""
+
     def reserve(self, extent: Extent) -> Lease | None:
         """Return memory for `extent`, or None when there is none now (asked again soon)."""
         ...

@@ -102,6 +102,8 @@ class _Lease:
 class BufferLanding:
     """Lands a blob in one buffer, in file layout; remembers what landed."""
 
+    exposes_memory = True
+
     def __init__(self, blob: Blob) -> None:
         self.memory = allocate(blob.size)
         self.size = blob.size

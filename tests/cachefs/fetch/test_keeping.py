@@ -251,6 +251,8 @@ def test_small_extents_are_not_kept_unless_asked_for(engine: Engine, store: Stor
 class SlabLanding(BufferLanding):
     """Lands in the engine's slabs and copies out, as a staged load does."""
 
+    exposes_memory = False
+
     def __init__(self, blob: Blob, engine: Engine) -> None:
         super().__init__(blob)
         self._engine = engine

@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+from tests.conftest import LogWatch
 
 from weightstream.log import get_logger, mask_secrets
 
@@ -58,7 +59,10 @@ def test_ordinary_messages_are_left_alone(text: str) -> None:
     assert mask_secrets(text) == text
 
 
-def test_logger_masks_message_arguments_and_traceback(caplog: pytest.LogCaptureFixture) -> None:
+def test_logger_masks_message_arguments_and_traceback(
+    caplog: pytest.LogCaptureFixture, expect_log: LogWatch
+) -> None:
+    expect_log("failed for")
     log = get_logger("weightstream.test_log")
     try:
         raise ValueError(f"secret={SECRET}")

@@ -1,6 +1,5 @@
 """The settings table: precedence, refusals, provenance."""
 
-import os
 import pickle
 from pathlib import Path
 
@@ -21,9 +20,7 @@ from weightstream.settings import (
 
 @pytest.fixture(autouse=True)
 def config_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Give each test an environment without settings, and the path where a file would be read."""
-    for variable in [name for name in os.environ if name.startswith("WEIGHTSTREAM_")]:
-        monkeypatch.delenv(variable)
+    """Return the path where a configuration file would be read; there is none yet."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     return tmp_path / "weightstream.toml"
 

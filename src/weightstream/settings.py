@@ -51,7 +51,7 @@ def format_bytes(count: int) -> str:
         if count >= unit:
             exact = count % unit == 0
             return f"{count // unit} {name}" if exact else f"{count / unit:.1f} {name}"
-    return f"{count} B" if count else "0"
+    return f"{count} B"
 
 
 def _parse_on_off(value: object) -> object:
@@ -361,7 +361,8 @@ def _kind(name: str) -> str:
 def _text(name: str, value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return format_bytes(value) if _kind(name) == "size" and isinstance(value, int) else str(value)
+    size = _kind(name) == "size" and isinstance(value, int) and value
+    return format_bytes(size) if size else str(value)
 
 
 def _default_text(name: str) -> str:

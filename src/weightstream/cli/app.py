@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from weightstream.cli import config, doctor
+from weightstream.cli import config, doctor, filling, models
 from weightstream.cli.base import command
 
 LOADING = "Models"
@@ -39,5 +39,12 @@ def root(
     """Stream model weights from object storage; start replicas before the last byte lands."""
 
 
-command(app, MACHINE)(config.config)
+command(app, LOADING)(filling.prefetch)
+command(app, LOADING)(models.ls)
+command(app, STORE)(models.status)
+command(app, STORE)(models.pin)
+command(app, STORE)(models.unpin)
+command(app, STORE)(models.evict)
+command(app, STORE)(filling.scrub)
 command(app, MACHINE)(doctor.doctor)
+command(app, MACHINE)(config.config)

@@ -1,0 +1,158 @@
+"""Measures a process (CPU, memory), tensors (touch, checksum) and the page cache.
+
+Every peer is measured by these same functions. Tensors are read through their address, so that a
+dtype that numpy lacks (bf16, fp8) costs nothing extra.
+"""
+
+import ctypes
+import mmap
+import os
+import resource
+import time
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from blake3 import blake3
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PAGE_BYTES = mmap.PAGESIZE
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+
+
+def cpu_s() -> float:
+    """Return user and system time of this process and of the children it has waited for."""
+    usage = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(part.ru_utime + part.ru_stime for part in usage)
+
+
+def peak_rss_bytes() -> int:
+    """Return the most resident memory that this process ever had (VmHWM)."""
+    return _status_bytes("VmHWM")
+
+
+def rss_bytes() -> int:
+    """Return the resident memory of this process (VmRSS)."""
+    return _status_bytes("VmRSS")
+
+
+def children_peak_bytes() -> int:
+    """Return the most resident memory of the largest child waited for."""
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+
+
+def _status_bytes(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def raw_bytes(tensor: "Tensor") -> memoryview:
+    """Return the memory of a tensor; the caller keeps the tensor alive."""
+    tensor = tensor if tensor.is_contiguous() else tensor.contiguous()
+    count = tensor.numel() * tensor.element_size()
+    if count == 0:
+        return memoryview(b"")
+    return memoryview((ctypes.c_ubyte * count).from_address(tensor.data_ptr())).cast("B")
+
+
+def touch_pages(tensors: Mapping[str, "Tensor"]) -> float:
+    """Read one byte of every page of every tensor; return the seconds."""
+    start = time.perf_counter()
+    for tensor in tensors.values():
+        data = np.frombuffer(raw_bytes(tensor), dtype=np.uint8)
+        int(data[::_PAGE_BYTES].sum())
+    return time.perf_counter() - start
+
+
+def prepare_checksum() -> None:
+    """Import what `tensor_crc` needs: after the load, so that it helps no peer's own imports."""
+    import_module("awscrt.checksums")
+
+
+def tensor_crc(tensor: "Tensor") -> int:
+    """Read every byte of a tensor; return its CRC64NVME (12 GB/s a core: memory is the limit)."""
+    from awscrt import checksums
+
+    kept = tensor.cpu() if tensor.device.type != "cpu" else tensor
+    return int(checksums.crc64nvme(raw_bytes(kept.contiguous())))
+
+
+def checksum_of(parts: Iterable[tuple[str, str, tuple[int, ...], int]]) -> str:
+    """Return one digest for (name, dtype, shape, crc) of all tensors, in the order of the names."""
+    digest = blake3()
+    for name, dtype, shape, crc in sorted(parts):
+        digest.update(f"{name}\0{dtype}\0{shape}\0{crc:016x}\n".encode())
+    return digest.hexdigest(length=8)
+
+
+def describe(name: str, tensor: "Tensor") -> tuple[str, str, tuple[int, ...], int]:
+    """Return what `checksum_of` wants to know; reads every byte."""
+    return name, str(tensor.dtype), tuple(tensor.shape), tensor_crc(tensor)
+
+
+def evict(paths: Iterable[Path]) -> None:
+    """Drop the files from the page cache: write what is dirty, then POSIX_FADV_DONTNEED."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
+
+
+def warm(paths: Iterable[Path]) -> None:
+    """Read the files, so that they are in the page cache."""
+    buffer = bytearray(1 << 20)
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def residency(paths: Iterable[Path]) -> float:
+    """Return the part of the files' pages that is in the page cache, by mincore()."""
+    pages = resident = 0
+    for path in paths:
+        total, cached = _mincore(path)
+        pages += total
+        resident += cached
+    return resident / pages if pages else 0.0
+
+
+def _mincore(path: Path) -> tuple[int, int]:
+    size = path.stat().st_size
+    if size == 0:
+        return 0, 0
+    total = -(-size // _PAGE_BYTES)
+    vector = (ctypes.c_ubyte * total)()
+    # A private writable mapping only because ctypes wants a writable buffer to take its address.
+    with path.open("rb") as file:
+        mapping = mmap.mmap(file.fileno(), size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)
+    try:
+        anchor = ctypes.c_char.from_buffer(mapping)
+        result = _libc.mincore(ctypes.addressof(anchor), size, vector)
+        code = ctypes.get_errno()
+        del anchor
+    finally:
+        mapping.close()
+    if result != 0:
+        raise OSError(code, f"mincore: {os.strerror(code)}", str(path))
+    return total, int((np.frombuffer(memoryview(vector), dtype=np.uint8) & 1).sum())
+
+
+def files_under(folder: Path) -> list[Path]:
+    """Return all regular files below a folder."""
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def allocated_bytes(folder: Path) -> int:
+    """Return what the files below a folder take on disk."""
+    return sum(path.stat().st_blocks * 512 for path in files_under(folder))

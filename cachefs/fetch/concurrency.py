@@ -1,8 +1,8 @@
 """Pure policy: how many ranges to have in flight, from what the last window showed.
 
-Hill climbing: double while that brings a quarter more, step back when it does not and stay for a while;
-halve when the origin asks for less. A window is judged only when every slot was in use, because
-an idle slot says nothing about the link.
+Hill climbing: double while that brings a quarter more, step back when it does not and stay for a
+while; halve when the origin asks for less. A window is judged only when every slot was in use,
+because an idle slot says nothing about the link.
 """
 
 from dataclasses import dataclass, replace

@@ -44,9 +44,7 @@ class Engine:
         self.budget = MemoryBudget(budget_bytes(settings.memory_budget))
         self.slabs = SlabPool(self.budget)
         self.slabs.on_release = self._kick
-        self.write_back = WriteBack(
-            self.slabs, settings.store_min_free_bytes, settings.store_max_bytes
-        )
+        self.write_back = WriteBack(self.slabs)
         limit = settings.concurrency or settings.max_concurrency
         start = settings.concurrency or min(Concurrency().target, limit)
         self._concurrency = Concurrency(target=start, limit=limit)

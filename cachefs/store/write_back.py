@@ -74,10 +74,8 @@ class WriteBack:
     """The queue and its few threads; thread-safe; nobody ever waits for a disk but `settle`,
     which waits for the writes that run at that moment (a chunk each)."""
 
-    def __init__(self, slabs: SlabPool, min_free_bytes: int, max_bytes: int) -> None:
+    def __init__(self, slabs: SlabPool) -> None:
         self._slabs = slabs
-        self._min_free_bytes = min_free_bytes
-        self._max_bytes = max_bytes
         self._changed = threading.Condition()
         self._queue: deque[_Offer] = deque()
         self._finishing: deque[_Journal] = deque()
@@ -87,6 +85,7 @@ class WriteBack:
         self._busy = 0
         self._most_threads = max(1, min(4, os.cpu_count() or 1))
         self._paused_until_s = 0.0
+        self._silent_until_s = 0.0
 
     # What flows call
 
@@ -303,30 +302,39 @@ class WriteBack:
         return journal.room
 
     def _make_room(self, journal: _Journal) -> bool:
-        store, needed = journal.store, journal.stored.blob.size - journal.stored.present_bytes()
-        store.evict(needed)
-        status = os.statvfs(store.path)
-        free_bytes = status.f_bavail * status.f_frsize
-        if free_bytes - needed < self._min_free_bytes:
-            self.pause(
-                f"{store.path}: {free_bytes} bytes free, {needed} needed for "
-                f"{journal.stored.blob.uri}, {self._min_free_bytes} to be left free"
-            )
-            return False
-        if self._max_bytes and store.usage_bytes() + needed > self._max_bytes:
-            self.pause(
-                f"{store.path}: {journal.stored.blob.uri} does not fit into {self._max_bytes} bytes"
-            )
+        """Evict until this blob fits beside what other blobs under way still need."""
+        store = journal.store
+        needed = _missing_bytes(journal) + self._promised_bytes(store)
+        if store.room_bytes() < needed:
+            store.evict(needed)
+        room = store.room_bytes()
+        if room < needed:
+            uri = journal.stored.blob.uri
+            self._say(f"{store.path} has room for {max(0, room)} of the {needed} bytes of {uri}")
             return False
         return True
+
+    def _promised_bytes(self, store: Store) -> int:
+        with self._changed:
+            others = [j for j in self._journals.values() if j.room and j.store is store]
+        return sum(_missing_bytes(journal) for journal in others)
 
     def pause(self, cause: str) -> None:
         """Stop writing for a while, and say so once."""
         with self._changed:
-            already = time.monotonic() < self._paused_until_s
             self._paused_until_s = time.monotonic() + _PAUSE_AFTER_FAILURE_S
-        if not already:
+        self._say(cause)
+
+    def _say(self, cause: str) -> None:
+        now = time.monotonic()
+        with self._changed:
+            quiet, self._silent_until_s = now < self._silent_until_s, now + _PAUSE_AFTER_FAILURE_S
+        if not quiet:
             log.warning("going on without the store: %s", cause)
+
+
+def _missing_bytes(journal: _Journal) -> int:
+    return journal.stored.blob.size - journal.stored.present_bytes()
 
 
 def copy(source: memoryview, target: memoryview) -> None:

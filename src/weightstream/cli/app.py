@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from weightstream.cli import config, doctor, filling, models
+from weightstream.cli import config, doctor, filling, loading, models
 from weightstream.cli.base import command
 
 LOADING = "Models"
@@ -39,6 +39,7 @@ def root(
     """Stream model weights from object storage; start replicas before the last byte lands."""
 
 
+command(app, LOADING)(loading.load)
 command(app, LOADING)(filling.prefetch)
 command(app, LOADING)(models.ls)
 command(app, STORE)(models.status)
@@ -48,3 +49,22 @@ command(app, STORE)(models.evict)
 command(app, STORE)(filling.scrub)
 command(app, MACHINE)(doctor.doctor)
 command(app, MACHINE)(config.config)
+
+
+_PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+@app.command(rich_help_panel=PROOF, context_settings=_PASSED_ON, add_help_option=False)
+def demo(context: typer.Context) -> int:
+    """Run the main job on a real model against a real S3 server on this machine."""
+    from weightstream.demo.__main__ import main
+
+    return main(context.args)
+
+
+@app.command(rich_help_panel=PROOF, context_settings=_PASSED_ON, add_help_option=False)
+def bench(context: typer.Context) -> int:
+    """Measure weightstream beside its peers."""
+    from weightstream.bench.__main__ import main
+
+    return main(context.args)

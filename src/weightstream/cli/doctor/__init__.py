@@ -29,12 +29,12 @@ def doctor(
     ] = None,
 ) -> int:
     """Show what this machine can do, what limits it and the command that lifts it."""
-    from weightstream.cli.doctor import disk, machine, software
+    from weightstream.cli.doctor import disk, machine, network, software
 
     settings = cli.settings
     rows = [*machine.checks(settings), *disk.checks(settings), *software.checks()]
     if uri is not None:
-        pass
+        rows += network.checks(uri, settings)
     report = DoctorReport(all(row.status != "fail" for row in rows), tuple(rows))
     cli.emit(report, _table(report), *_remedies(report))
     return 0 if report.healthy else 1

@@ -32,6 +32,9 @@ CHANGE = IN_USE + 1
 # Holders of these locks do a few system calls; one that takes this long is stopped or stuck.
 LOCK_TIMEOUT_S = 30.0
 
+# What an off_t holds, less room for rounding up to whole chunks.
+_MAX_BYTES = (1 << 63) - (1 << 32)
+
 _log = logging.getLogger(__name__)
 
 
@@ -135,7 +138,10 @@ def _create(layout: Layout, header: Header) -> None:
     """Make an empty blob, under its byte of STORE/lock; whatever has its names goes away."""
     blob = header.blob
     table, data = layout.table(blob.id), layout.data(blob.id)
-    table.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+    if blob.size > _MAX_BYTES:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    for directory in (layout.blobs, table.parent):
+        directory.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
     unlink_files(layout, blob.id)
     temporary = table.with_suffix(".table.tmp")
     try:

@@ -29,7 +29,7 @@ def current_boot_id() -> bytes:
     opening is used or sealed before it was hashed; it only shows one state for another.
     """
     try:
-        text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        text = Path("/proc/sys/kernel/random/boot_id").read_bytes().decode()
         return bytes.fromhex(text.strip().replace("-", ""))
     except (OSError, ValueError) as error:
         _log.debug("no boot id: %s", error)

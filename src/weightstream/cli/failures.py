@@ -55,11 +55,11 @@ def guarded(arguments: list[str]) -> int:
         code = _run(arguments)
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
-        # The interpreter flushes stdout once more at exit: give it somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
     except BaseException as error:
+        if _reader_went_away(error):
+            # The interpreter flushes stdout once more at exit: give it somewhere to go.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return BROKEN_PIPE
         failure = failure_of(error)
         if failure is None:
             raise
@@ -77,6 +77,12 @@ def _run(arguments: list[str]) -> int:
     if result == CANCELLED:  # how typer passes a KeyboardInterrupt on
         raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
+
+
+def _reader_went_away(error: BaseException) -> bool:
+    """Recognise a broken pipe; typer and rich turn it into an exit of their own."""
+    cause = error.__context__ if isinstance(error, SystemExit) else error
+    return isinstance(cause, BrokenPipeError)
 
 
 def failure_of(error: BaseException) -> Failure | None:

@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPResponse
@@ -100,13 +101,18 @@ class Pool:
         self._stall_timeout_s = stall_timeout_s
         self._make_tls = tls
         self._proxy_for = proxy_for
+        self._idle: dict[Route, list[Connection]] = {}
+        weakref.finalize(self, _close_all, self._idle)
         self.forget()
         forget_in_child(self)
 
     def forget(self) -> None:
-        """Start empty; the sockets that were idle belong to the parent process now."""
+        """Start empty: in a forked child, the sockets belong to the parent.
+
+        Closing them here closes the child's descriptors only and says nothing to the server.
+        """
         self._lock = threading.Lock()
-        self._idle: dict[Route, list[Connection]] = {}
+        _close_all(self._idle)
         self._routes: dict[tuple[str, str, int], Route] = {}
         self._tls: ssl.SSLContext | None = None
         self._addresses = AddressBook()
@@ -139,10 +145,7 @@ class Pool:
     def close(self) -> None:
         """Close what is idle."""
         with self._lock:
-            idle, self._idle = self._idle, {}
-        for connections in idle.values():
-            for connection in connections:
-                connection.close()
+            _close_all(self._idle)
 
     def _route(self, url: Url) -> Route:
         route = self._routes.get(url.origin)
@@ -183,6 +186,13 @@ class Pool:
                 self._addresses.report(address, alive=True)
                 return sock
         raise failure or OSError(f"{host} has no address")
+
+
+def _close_all(idle: dict[Route, list[Connection]]) -> None:
+    for connections in idle.values():
+        for connection in connections:
+            connection.close()
+    idle.clear()
 
 
 def _connect(address: Address, timeout_s: float) -> socket.socket:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from http.client import HTTPResponse
+from http.client import HTTPException, HTTPResponse
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -63,8 +63,13 @@ class Exchange:
     def small_answer(self, limit: int = SMALL_BODY_BYTES) -> Answer:
         """Return status, headers and the first `limit` bytes of the body."""
         response = self._response
-        body = response.read(limit)
-        self._complete = response.isclosed()
+        try:
+            body = response.read(limit)
+            self._complete = response.isclosed()
+        except (OSError, HTTPException):
+            if response.status < 300:
+                raise
+            body = b""  # the status of a refusal says enough
         return Answer(self.url, response.status, response.reason, response.headers, body)
 
     def redirect(self) -> Url | None:

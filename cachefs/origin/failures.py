@@ -107,9 +107,10 @@ def translated(asked: Asked) -> Iterator[None]:
 
 def translate(error: Exception, asked: Asked) -> WeightstreamError:
     """Return the error of the tree that stands for a foreign one."""
-    made = _kind(error)(asked.says(_cause(error)))
-    if _tls_refused(error):
-        made.transient = False
+    root = _root(error)
+    made = _kind(error)(asked.says(_cause(root)))
+    if isinstance(root, ssl.SSLCertVerificationError):
+        made.transient = False  # trying again cannot help
     return made
 
 
@@ -149,18 +150,17 @@ def _s3_code(error: BaseException) -> str:
     return ""
 
 
-def _tls_refused(error: BaseException | None) -> bool:
-    """Tell whether certificate verification failed, at any depth: trying again cannot help."""
-    seen = 0
-    while error is not None and seen < 8:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return True
-        error, seen = error.__cause__ or error.__context__, seen + 1
-    return False
-
-
-def _refused(error: BaseException) -> bool:
-    return isinstance(error, ConnectionRefusedError)
+def _root(error: Exception) -> Exception:
+    """Dig out the exception that botocore and aiohttp wrap: it says best what happened."""
+    for _ in range(4):
+        details = getattr(error, "kwargs", None)
+        inner = details.get("error") if isinstance(details, dict) else None
+        for name in ("os_error", "certificate_error"):
+            inner = inner or getattr(error, name, None)
+        if not isinstance(inner, Exception):
+            break
+        error = inner
+    return error
 
 
 def _cause(error: Exception) -> str:
@@ -170,7 +170,7 @@ def _cause(error: Exception) -> str:
             return f"the host name cannot be resolved ({error.strerror})"
         case ssl.SSLCertVerificationError():
             return f"TLS verification failed ({error.verify_message})"
-        case OSError() if _refused(error):
+        case ConnectionRefusedError():
             return "connection refused"
         case ConnectionResetError() | BrokenPipeError():
             return "connection reset"

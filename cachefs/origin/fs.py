@@ -4,6 +4,7 @@ import threading
 from typing import Any
 
 from weightstream.cachefs.origin.base import StorageOptions
+from weightstream.cachefs.origin.failures import translated
 from weightstream.cachefs.origin.forks import forget_in_child
 from weightstream.cachefs.origin.responses import Asked
 from weightstream.errors import UsageError
@@ -41,7 +42,8 @@ class FileSystem:
         """Return the file system."""
         with self._lock:
             if self._made is None:
-                self._made = _make(self.protocol, self._options, asked)
+                with translated(asked):
+                    self._made = _make(self.protocol, self._options, asked)
             return self._made
 
 
@@ -49,7 +51,8 @@ def _make(protocol: str, options: StorageOptions, asked: Asked) -> Any:
     import fsspec
 
     try:
-        return fsspec.filesystem(protocol, **options)
+        # No instance cache: it would hand out a client with the credentials of an earlier moment.
+        return fsspec.filesystem(protocol, **{"skip_instance_cache": True, **options})
     except ImportError as error:
         raise UsageError(asked.says(_missing(protocol, error))) from error
     except (ValueError, TypeError, KeyError) as error:

@@ -7,7 +7,6 @@ that URL pins the version: a replaced object answers 404 for it.
 from __future__ import annotations
 
 import logging
-import threading
 from base64 import b64decode
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from weightstream.cachefs.origin.base import Checksum, Listing, StorageOptions
 from weightstream.cachefs.origin.connections import Pool
 from weightstream.cachefs.origin.failures import translated
 from weightstream.cachefs.origin.fs import FileSystem
-from weightstream.cachefs.origin.http import Client, Request
+from weightstream.cachefs.origin.http import Authorize, Client, Request
 from weightstream.cachefs.origin.responses import Asked
 from weightstream.cachefs.origin.tls import make_context
 from weightstream.cachefs.origin.urls import Url
@@ -50,7 +49,6 @@ class GcsOrigin:
                 tls=lambda: make_context(None),
             )
         )
-        self._lock = threading.Lock()
 
     def list(self, uri: str) -> Listing:
         """Return every object under a prefix, or the one object."""
@@ -75,23 +73,14 @@ class GcsOrigin:
         with translated(asked):
             fs = self._fs.get(asked)
             url = media_url(fs._location, blob)
-        request = Request(
-            url, authorize=lambda method, to, headers: self._sign(fs, url, to, headers)
-        )
+        request = Request(url, authorize=_authorizer(fs, url))
         try:
             self._client.read_range(request, asked, extent, into, transfer)
         except NotFoundError as error:
-            if blob.version:
-                raise ObjectChangedError(
-                    asked.says(f"no generation {blob.version} of it")
-                ) from error
-            raise
-
-    def _sign(self, fs: Any, home: Url, url: Url, headers: dict[str, str]) -> Mapping[str, str]:
-        if url.origin == home.origin:
-            with self._lock:  # google-auth refreshes in place
-                fs.credentials.apply(headers)
-        return headers
+            if not blob.version:
+                raise
+            gone = f"generation {blob.version} is not there any more"
+            raise ObjectChangedError(asked.says(gone)) from error
 
     def checksum(self, blob: Blob) -> Checksum | None:
         """Ask for the CRC32C of the object; None on any failure."""
@@ -104,9 +93,9 @@ class GcsOrigin:
         except (WeightstreamError, ValueError) as error:
             log.debug("no checksum: %s", error)
             return None
-        return (
-            Checksum("crc32c", int.from_bytes(digest, "big")) if same and len(digest) == 4 else None
-        )
+        if not same or len(digest) != 4:
+            return None
+        return Checksum("crc32c", int.from_bytes(digest, "big"))
 
     def local_path(self, blob: Blob) -> Path | None:
         """Return nothing: objects lie elsewhere."""
@@ -115,6 +104,15 @@ class GcsOrigin:
     def close(self) -> None:
         """Close idle connections."""
         self._client.close()
+
+
+def _authorizer(fs: Any, home: Url) -> Authorize:
+    def authorize(method: str, url: Url, headers: dict[str, str]) -> Mapping[str, str]:
+        if url.origin == home.origin:
+            fs.credentials.apply(headers)  # renews the token under a lock of its own
+        return headers
+
+    return authorize
 
 
 def media_url(location: str, blob: Blob) -> Url:

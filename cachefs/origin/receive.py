@@ -4,6 +4,16 @@ Plain TCP: `recv_into(view, n, MSG_WAITALL)` on a blocking socket moves a MiB in
 with the interpreter lock released. A Python timeout would make the descriptor non-blocking, and
 MSG_WAITALL means nothing there; so the stall timeout is the kernel's SO_RCVTIMEO.
 TLS: OpenSSL hands out one record (16 KiB) per call, whatever is asked for.
+
+Measured: 8 MiB ranges of 512 MiB from nginx over loopback into huge pages, 2 shared cores, Python
+3.11, median of 7 interleaved runs; GB/s and CPU seconds per GB of the client with 1, 2, 4 threads:
+
+    response.readinto, steps of 1 MiB     1.71 0.35    1.51 0.46    1.41 0.49
+    MSG_WAITALL, 1 MiB                    1.86 0.33    1.68 0.38    1.48 0.44
+    MSG_WAITALL, 1 MiB, wake at 128 KiB   2.29 0.30    1.49 0.40    1.53 0.41
+    MSG_WAITALL, 1 MiB, wake at 512 KiB   2.12 0.34    1.77 0.37    1.67 0.37
+
+Steps of 256 KiB, 2 MiB and 8 MiB are no better than 1 MiB.
 """
 
 from __future__ import annotations
@@ -18,6 +28,7 @@ if TYPE_CHECKING:
 
 
 STEP_BYTES = 1 << 20
+WAKE_BYTES = 512 << 10
 
 
 def set_kernel_timeouts(sock: socket.socket, timeout_s: float) -> None:
@@ -42,7 +53,14 @@ def receive(sock: socket.socket, into: memoryview, done: int, transfer: Transfer
 
 def _receive_plain(sock: socket.socket, into: memoryview, done: int, transfer: Transfer) -> int:
     told, total = 0, len(into)
+    calm_until = total - STEP_BYTES - WAKE_BYTES
+    calm = done <= calm_until
+    if calm:
+        _wake_after(sock, WAKE_BYTES)
     while done < total:
+        if calm and done > calm_until:
+            calm = False
+            _wake_after(sock, 1)
         count = sock.recv_into(into[done:], min(STEP_BYTES, total - done), socket.MSG_WAITALL)
         if count == 0:
             break
@@ -52,6 +70,14 @@ def _receive_plain(sock: socket.socket, into: memoryview, done: int, transfer: T
     if told < done:
         transfer.advance(done - told)
     return done
+
+
+def _wake_after(sock: socket.socket, count: int) -> None:
+    """Have the kernel wake the reading thread once `count` bytes lie ready, not at each segment.
+
+    The last call of a range must run with 1: the kernel would wait for bytes that never come.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
 
 
 def _receive_tls(sock: ssl.SSLSocket, into: memoryview, done: int, transfer: Transfer) -> int:

@@ -33,15 +33,19 @@ def _torch() -> list[Check]:
         remedy = "pip install 'weightstream[torch]'"
         limits = "load, stream and open need it; prefetch does not"
         return [Check(GROUP, "torch", "warn", "not installed", limits, remedy)]
-    return [Check(GROUP, "torch", "ok", found), _cuda()]
+    return [Check(GROUP, "torch", "ok", found), _cuda(found)]
 
 
-def _cuda() -> Check:
+def _cuda(torch_version: str) -> Check:
+    without = "this torch is built without CUDA; models load to CPU memory"
+    if torch_version.endswith("+cpu"):  # known without the two seconds that importing it takes
+        return Check(GROUP, "cuda", "ok", without)
     import torch
 
+    if torch.version.cuda is None:
+        return Check(GROUP, "cuda", "ok", without)
     if not torch.cuda.is_available():
-        found = "no device" if torch.version.cuda else "this torch is built without CUDA"
-        return Check(GROUP, "cuda", "ok", f"{found}; models load to CPU memory")
+        return Check(GROUP, "cuda", "ok", "no device; models load to CPU memory")
     devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     names = ", ".join(f"{d.name} ({format_bytes(d.total_memory)})" for d in devices)
     return Check(GROUP, "cuda", "ok", f"CUDA {torch.version.cuda}: {names}")

@@ -275,8 +275,8 @@ class WriteBack:
 
     def _close(self, journal: _Journal) -> None:
         with self._changed:
-            if journal.pending:
-                return  # offered again meanwhile; the last offer's end brings it back
+            if journal.pending or not journal.finishers:
+                return  # offered again: the last offer's end brings it back; or queued twice
             verdicts, journal.finishers = journal.finishers, []
             if self._journals.get(id(journal.stored)) is journal:
                 del self._journals[id(journal.stored)]

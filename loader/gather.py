@@ -87,7 +87,11 @@ def _fetch_whole(
     def plan(flow: Flow) -> Plan:
         for blob in weights.missing:
             flow.boost(blob, Extent(0, LENGTH_BYTES))
-        shards = {b: Shard(b, landed_header(flow, landing)) for b, landing in landings.items()}
+
+        def wait(blob: Blob, extent: Extent) -> None:
+            wait_telling(flow, blob, extent, watch)
+
+        shards = {b: Shard(b, landed_header(landing, wait)) for b, landing in landings.items()}
         return _plan(weights, shards, names)
 
     return _run(session, weights, landings, wanted, plan, watch)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from weightstream.cachefs.blob import Blob, Extent
-from weightstream.cachefs.fetch import Flow, Priority, Wanted
+from weightstream.cachefs.fetch import Priority, Wanted
 from weightstream.loader.header import LENGTH_BYTES, Header, header_extent, parse_header
 from weightstream.loader.host import HostLanding
 from weightstream.loader.index import Index, check_index_size, parse_index
@@ -42,11 +42,11 @@ def mapped_header(blob: Blob, memory: mmap.mmap) -> Header:
     return read_header(blob, lambda extent: memory[extent.start : extent.stop])
 
 
-def landed_header(flow: Flow, landing: HostLanding) -> Header:
+def landed_header(landing: HostLanding, wait: Callable[[Blob, Extent], None]) -> Header:
     """Return the header of a blob that is being fetched, as soon as its bytes are there."""
 
     def read(extent: Extent) -> bytes:
-        flow.wait(landing.blob, extent)
+        wait(landing.blob, extent)
         return landing.bytes_of(extent)
 
     return read_header(landing.blob, read)

@@ -48,7 +48,7 @@ def check_dtype(dtype: "torch.dtype | str | None") -> "torch.dtype | None":
     import torch
 
     found = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
-    if isinstance(found, torch.dtype) and found.is_floating_point:
+    if isinstance(found, torch.dtype) and getattr(found, "is_floating_point", False):
         return found
     raise UsageError(f"dtype: {dtype!r} is not a floating dtype of torch")
 

@@ -30,7 +30,7 @@ def tensor_over(memory: mmap.mmap, offset: int, blob: Blob, info: TensorInfo) ->
     if size == 0:
         return torch.empty(shape, dtype=dtype)
     view = memoryview(memory)[offset : offset + size]
-    if offset % _alignment(info.dtype):
+    if offset % max(1, info.dtype.bits // 8):  # complex too: c10 aligns it to its whole size
         return torch.frombuffer(view, dtype=torch.uint8).clone().view(dtype).reshape(shape)
     if size >= PAGE_BYTES:
         weakref.finalize(view, release_pages, memory, offset, offset + size).atexit = False
@@ -61,10 +61,6 @@ def torch_shape(blob: Blob, info: TensorInfo) -> tuple[int, ...]:
             f"into one element, and the last dimension of {list(info.shape)} does not divide"
         )
     return (*info.shape[:-1], info.shape[-1] // per_element)
-
-
-def _alignment(dtype: DType) -> int:
-    return max(1, dtype.bits // 8 // (2 if dtype.name.startswith("C") else 1))
 
 
 def check_types(places: Iterable[Place]) -> None:

@@ -2,7 +2,7 @@
 
 A blob is in use while its table's IN_USE byte is locked shared; whoever unlinks a blob first takes
 that byte exclusively. An opener may still get hold of a table just before it is unlinked, so it
-looks, with the lock taken, whether the table has a name left and starts over when it has not.
+looks, with the lock taken, whether the name still leads to that table, and starts over when not.
 
 Names are made and removed under the blob's byte in STORE/lock. A new table is written under another
 name and renamed, so what is under its name is whole, unless a power loss came before the first
@@ -81,7 +81,7 @@ def _try_open(layout: Layout, blob_id: str, writable: bool) -> BlobFiles | None:
     # A description of its own: a mapping keeps a duplicate of its descriptor, see locks.py.
     file = OpenFile(path, flags)
     mine, named = os.fstat(locks.file().fileno()), os.fstat(file.fileno())
-    if not mine.st_nlink or mine.st_ino != named.st_ino:
+    if mine.st_ino != named.st_ino:
         return None
     table = Table(file, shared=writable)
     return BlobFiles(table, _open_data(layout.data(blob_id), flags), locks, writable)

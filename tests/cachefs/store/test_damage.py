@@ -100,8 +100,9 @@ def test_a_change_under_an_open_blob_is_not_sealed_by_a_later_refetch(
         flip(path, CHUNK)
         stored.drop(3)
         put(stored, 3)
-        stored.verify()
+        stored.sync()
         assert not stored.complete
+        assert stored.verify() == 1
         fill(stored)
         assert stored.map()[:] == content_of(stored.blob)
 

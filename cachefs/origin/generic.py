@@ -115,6 +115,6 @@ def version_of(info: Mapping[str, Any]) -> str:
         value = info.get(key)
         if value:
             if isinstance(value, datetime):
-                return value.isoformat()
+                return str(value.timestamp())  # some listings say the same in seconds
             return value.hex() if isinstance(value, bytes | bytearray) else plain_etag(str(value))
     return ""

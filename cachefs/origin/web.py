@@ -34,7 +34,7 @@ from weightstream.cachefs.origin.responses import (
 )
 from weightstream.cachefs.origin.tls import make_context
 from weightstream.cachefs.origin.urls import Url, public_query, shown, user_info
-from weightstream.errors import NotFoundError, ProtocolError
+from weightstream.errors import AccessDeniedError, NotFoundError, ProtocolError
 from weightstream.settings import Settings
 
 if TYPE_CHECKING:
@@ -115,8 +115,9 @@ class WebOrigin:
     def _index_page(self, uri: str, asked: Asked) -> Listing:
         fs = self._fs.get(asked)
         try:
-            found = fs.find(uri.rstrip("/") + "/")
-        except FileNotFoundError:
+            with translated(asked):
+                found = fs.find(uri.rstrip("/") + "/")
+        except (NotFoundError, AccessDeniedError):
             return ()
         return self._existing(path for path in found if not path.endswith("/"))
 

@@ -1,5 +1,6 @@
 """Servers for the origin's tests: nginx, and scripts on raw sockets."""
 
+import os
 import shutil
 import socket
 import subprocess
@@ -40,7 +41,7 @@ class WebServer:
 
 
 NGINX = """
-worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
+{user} worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log {folder}/error.log;
 events {{ worker_connections 128; }}
 http {{
   access_log off;
@@ -65,14 +66,12 @@ def web_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebServer]:
     if not Path(nginx).exists():
         pytest.skip("nginx is not installed")
     folder = tmp_path_factory.mktemp("web")
-    folder.chmod(0o755)
-    folder.parent.chmod(0o755)
-    folder.parent.parent.chmod(0o755)
     (folder / "www").mkdir()
     (folder / "users").write_text("user:{PLAIN}pass\n")
     port = free_port()
+    user = "user root;" if os.geteuid() == 0 else ""  # its default user may not enter our folder
     config = folder / "nginx.conf"
-    config.write_text(NGINX.format(folder=folder, port=port))
+    config.write_text(NGINX.format(folder=folder, port=port, user=user))
     with running([nginx, "-p", str(folder), "-c", str(config)], port):
         yield WebServer(f"http://127.0.0.1:{port}", folder / "www")
 

@@ -17,16 +17,16 @@ from rich.console import Console
 
 from weightstream.bench import runners
 from weightstream.bench.claims import Facts, claims
+from weightstream.bench.errors import BenchError
 from weightstream.bench.execute import BUCKET, Bench, Place, convert
 from weightstream.bench.jobs import Sample
-from weightstream.bench.links import LOOPBACK, Link, parse_link, why_not
+from weightstream.bench.links import Link, parse_link, why_not
 from weightstream.bench.machine import describe_machine, versions
 from weightstream.bench.plots import write_plots
-from weightstream.bench.processes import BenchError
 from weightstream.bench.report import Report, markdown, print_report, write_json
 from weightstream.bench.scenarios import SCENARIOS, Cell, cells
-from weightstream.cachefs.fetch.budget import budget_bytes
 from weightstream.demo.checkpoint import Checkpoint, write_checkpoint
+from weightstream.errors import WeightstreamError
 from weightstream.settings import parse_bytes
 
 _SHARDS = 4
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     progress = Console(stderr=True)
     try:
         report = _run(options, progress, sys.argv if arguments is None else ["bench", *arguments])
-    except BenchError as error:
+    except WeightstreamError as error:
         progress.print(f"bench: {error}", style="red", highlight=False)
         return 2
     except KeyboardInterrupt:
@@ -100,7 +100,7 @@ _NOTES = (
     "every page. Imports and the checksum of all bytes are timed apart.",
     "The server is nginx from a warm page cache on the same cores; it does not check signatures.",
     "CPU s/GB counts the client process and its children; what the kernel does in the server's "
-    "context is not in it. peak MiB is VmHWM of the process plus its largest child.",
+    "context is not in it. peak MiB is VmHWM of the process.",
 )
 
 
@@ -139,9 +139,8 @@ def _say(progress: Console, sample: Sample) -> None:
     else:
         rate = outcome.size_bytes / 1e9 / max(outcome.wall_s, 1e-9)
         text = f"{outcome.wall_s:8.3f} s {rate:7.2f} GB/s"
-    progress.print(
-        f"  {sample.round + 1}  {sample.label:40} {text}", highlight=False, soft_wrap=True
-    )
+    line = f"  {sample.round + 1}  {sample.label:40} {text}"
+    progress.print(line, highlight=False, soft_wrap=True)
 
 
 def _shown(command: Sequence[str]) -> list[str]:
@@ -155,8 +154,7 @@ def _report(
 ) -> Report:  # fmt: skip
     used = {variant.peer for cell in plan for variant in cell.variants}
     packages = {name for peer in used for name in runners.peer(peer).packages}
-    links = tuple(dict.fromkeys(cell.link for cell in plan if cell.link != LOOPBACK))
-    facts = Facts(bench.model.size_bytes, _budget_bytes(), links)
+    facts = Facts(bench.model.size_bytes)
     return Report(
         command=command,
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -171,11 +169,6 @@ def _report(
         samples=samples,
         claims=claims(samples, facts),
     )
-
-
-def _budget_bytes() -> int:
-    """Return weightstream's default memory budget on this machine."""
-    return budget_bytes(0)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightstream.bench.processes import BenchError
+from weightstream.bench.errors import BenchError
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from weightstream.bench.scenarios import (
     CURL_NULL,
     NATIVE,
     RUNAI,
+    STREAM_BUDGET_BYTES,
     WRITE_BACK_LINK_GBIT,
     WS_CONSUME,
     WS_OFF,
@@ -56,8 +57,6 @@ class Facts:
     """What claims need beside the samples."""
 
     model_bytes: int  # of the files
-    budget_bytes: int  # weightstream's default memory budget on this machine
-    links: tuple[Link, ...]
 
 
 Value = Callable[[Outcome], float]
@@ -119,7 +118,7 @@ def claims(samples: Sequence[Sample], facts: Facts) -> tuple[Claim, ...]:
         _warm_touch(found, "warm/cached"),
         _warm_touch(found, "warm/evicted"),
         _memory_of_load(found, facts),
-        _memory_of_stream(found, facts),
+        _memory_of_stream(found),
         _missing("peak memory, CUDA", "<= budget + 300 MiB", "needs a CUDA device; not a CPU row"),
         _pair(found, facts),
         _same_bytes(found),
@@ -183,10 +182,8 @@ def _payload(found: Samples, facts: Facts, gbit: float) -> tuple[Claim, Claim]:
     """Return two rows: against the payload rate that curl reached, and against arithmetic."""
     link = Link(f"{gbit:g}gbit", gbit)
     cell = cold_name(link, False)
-    name, target = (
-        f"payload rate, {gbit:g} Gbit/s, write-back on",
-        ">= 95 % from first byte to last",
-    )
+    name = f"payload rate, {gbit:g} Gbit/s, write-back on"
+    target = ">= 95 % from first byte to last"
     ours = _rates(found.of(cell, WS_ON), facts)
     raw = max((_rates(found.of(cell, c), facts) for c in found.labels(cell, CURL_NULL)), default=0)
     measured = _ratio(
@@ -231,10 +228,10 @@ def _memory_of_load(found: Samples, facts: Facts) -> Claim:
     return _memory("load", "model", peaks, facts.model_bytes, f"{WS_OFF} and on")
 
 
-def _memory_of_stream(found: Samples, facts: Facts) -> Claim:
+def _memory_of_stream(found: Samples) -> Claim:
     samples = found.of(PLAIN, WS_CONSUME)
     peaks = [s.outcome.rss_peak_bytes for s in samples if s.outcome is not None]
-    return _memory("stream", "budget", peaks, facts.budget_bytes, WS_CONSUME)
+    return _memory("stream", "budget", peaks, STREAM_BUDGET_BYTES, WS_CONSUME)
 
 
 def _memory(name: str, base: str, peaks: Sequence[int], bytes_: int, label: str) -> Claim:

@@ -16,16 +16,17 @@ from pathlib import Path
 
 from weightstream.bench import measure
 from weightstream.bench.certificates import make_certificates
+from weightstream.bench.errors import BenchError
 from weightstream.bench.jobs import Job, Outcome, Sample
 from weightstream.bench.links import Net, connect
-from weightstream.bench.processes import BenchError, Child
 from weightstream.bench.scenarios import Cell, Variant
 from weightstream.bench.servers import Server, nginx
 from weightstream.demo.checkpoint import Checkpoint
+from weightstream.demo.processes import Child, clean_environment
+from weightstream.errors import WeightstreamError
 
 BUCKET = "bench"
-_CLEANED = ("AWS_", "WEIGHTSTREAM_", "RUNAI_", "FASTSAFETENSORS_", "TENSORIZER_")
-_PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+_CLEANED = ("RUNAI_", "FASTSAFETENSORS_", "TENSORIZER_")
 # Evicted means evicted: at most one page in a hundred may have come back by itself.
 _COLD_AT_MOST = 0.01
 _WARM_AT_LEAST = 0.99
@@ -105,7 +106,7 @@ class _Sampling:
                 resident = self._set_page_cache(variant)
                 os.sync()
                 return self._measured(replace(blank, resident=resident), job, env, scratch)
-            except (BenchError, OSError) as error:
+            except (WeightstreamError, OSError) as error:
                 return [replace(blank, error=str(error).strip().splitlines()[-1])]
 
     def _job(self, variant: Variant, scratch: Path, memory: Path) -> Job:
@@ -126,7 +127,7 @@ class _Sampling:
 
     def _environment(self, variant: Variant, scratch: Path) -> dict[str, str]:
         store = self.store if variant.primed else scratch / "store"
-        base = clean_environment(os.environ)
+        base = clean_environment(os.environ, *_CLEANED)
         base |= {
             "AWS_ACCESS_KEY_ID": "bench",
             "AWS_SECRET_ACCESS_KEY": "bench-secret",
@@ -206,15 +207,6 @@ def _ended(blank: Sample, child: Child, timeout_s: float) -> Sample:
     return replace(blank, outcome=Outcome(**json.loads(text)), exit_s=exit_s)
 
 
-def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without anything that would configure a peer."""
-    return {
-        name: value
-        for name, value in environment.items()
-        if not name.startswith(_CLEANED) and name.lower() not in _PROXIES
-    }
-
-
 @contextmanager
 def _served(bench: Bench, cell: Cell) -> Iterator[tuple[Net, Server]]:
     """Make the cell's link and a server at its far end."""
@@ -249,7 +241,7 @@ def convert(bench: Bench, options: Sequence[tuple[str, str]] = ()) -> None:
         job = Job("tensorizer", files=files, options={"convert": str(part), **dict(options)})
         command = (sys.executable, "-m", "weightstream.bench.runners", job.to_json())
         log = bench.place.work / "stderr.log"
-        with Child(command, clean_environment(os.environ), log) as child:
+        with Child(command, clean_environment(os.environ, *_CLEANED), log) as child:
             child.outcome(bench.timeout_s)
         folder.mkdir(exist_ok=True)
         os.replace(part / "model.tensors", folder / "model.tensors")

@@ -63,7 +63,6 @@ class Outcome:
     cpu_s: float  # user and system time during load_s, child processes included
     rss_before_bytes: int  # after the imports
     rss_peak_bytes: int  # VmHWM when load_s ended
-    children_peak_bytes: int  # the largest child process
     started_at_s: float  # wall clock at the call
     ready_at_s: float  # wall clock at the last tensor
     tensors: int

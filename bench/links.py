@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightstream.bench.processes import BenchError
+from weightstream.bench.errors import BenchError
 
 _SERVER_ADDRESS = "10.213.0.1"
 _CLIENT_ADDRESS = "10.213.0.2"

@@ -1,7 +1,6 @@
-"""Measures a process (CPU, memory), tensors (touch, checksum) and the page cache.
+"""Measures a process (CPU, memory), the touching of tensors, and the page cache.
 
-Every peer is measured by these same functions. Tensors are read through their address, so that a
-dtype that numpy lacks (bf16, fp8) costs nothing extra.
+Every peer is measured by these same functions.
 """
 
 import ctypes
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from blake3 import blake3
+
+from weightstream.demo.checksum import raw_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,11 +41,6 @@ def rss_bytes() -> int:
     return _status_bytes("VmRSS")
 
 
-def children_peak_bytes() -> int:
-    """Return the most resident memory of the largest child waited for."""
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-
-
 def _status_bytes(key: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key + ":"):
@@ -53,48 +48,18 @@ def _status_bytes(key: str) -> int:
     return 0
 
 
-def raw_bytes(tensor: "Tensor") -> memoryview:
-    """Return the memory of a tensor; the caller keeps the tensor alive."""
-    tensor = tensor if tensor.is_contiguous() else tensor.contiguous()
-    count = tensor.numel() * tensor.element_size()
-    if count == 0:
-        return memoryview(b"")
-    return memoryview((ctypes.c_ubyte * count).from_address(tensor.data_ptr())).cast("B")
-
-
 def touch_pages(tensors: Mapping[str, "Tensor"]) -> float:
     """Read one byte of every page of every tensor; return the seconds."""
     start = time.perf_counter()
     for tensor in tensors.values():
-        data = np.frombuffer(raw_bytes(tensor), dtype=np.uint8)
+        data = np.frombuffer(raw_bytes(tensor.contiguous()), dtype=np.uint8)
         int(data[::_PAGE_BYTES].sum())
     return time.perf_counter() - start
 
 
 def prepare_checksum() -> None:
-    """Import what `tensor_crc` needs: after the load, so that it helps no peer's own imports."""
+    """Import what a checksum needs: after the load, so that it helps no peer's own imports."""
     import_module("awscrt.checksums")
-
-
-def tensor_crc(tensor: "Tensor") -> int:
-    """Read every byte of a tensor; return its CRC64NVME (12 GB/s a core: memory is the limit)."""
-    from awscrt import checksums
-
-    kept = tensor.cpu() if tensor.device.type != "cpu" else tensor
-    return int(checksums.crc64nvme(raw_bytes(kept.contiguous())))
-
-
-def checksum_of(parts: Iterable[tuple[str, str, tuple[int, ...], int]]) -> str:
-    """Return one digest for (name, dtype, shape, crc) of all tensors, in the order of the names."""
-    digest = blake3()
-    for name, dtype, shape, crc in sorted(parts):
-        digest.update(f"{name}\0{dtype}\0{shape}\0{crc:016x}\n".encode())
-    return digest.hexdigest(length=8)
-
-
-def describe(name: str, tensor: "Tensor") -> tuple[str, str, tuple[int, ...], int]:
-    """Return what `checksum_of` wants to know; reads every byte."""
-    return name, str(tensor.dtype), tuple(tensor.shape), tensor_crc(tensor)
 
 
 def evict(paths: Iterable[Path]) -> None:

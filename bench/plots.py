@@ -12,13 +12,12 @@ from weightstream.bench.report import Report
 from weightstream.bench.summary import Row, Spread, rows
 
 _OURS, _THEIRS, _RAW = "#0b6e4f", "#9aa5b1", "#e0a526"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
-    "svg.hashsalt": "weightstream",
 }
 
 
@@ -27,12 +26,9 @@ def write_plots(report: Report, folder: Path) -> tuple[Path, ...]:
     summary = [row for row in rows(report.samples) if row.count]
     drawn: list[Path] = []
     with mpl.rc_context(_STYLE):
-        for name, cell in (
-            ("cold-http", "cold/loopback/http"),
-            ("cold-https", "cold/loopback/https"),
-        ):
-            if part := [row for row in summary if row.cell == cell]:
-                drawn.append(_save(_cold(report, part), folder / f"{name}.png"))
+        for protocol in ("http", "https"):
+            if part := [row for row in summary if row.cell == f"cold/loopback/{protocol}"]:
+                drawn.append(_save(_cold(report, part), folder / f"cold-{protocol}.png"))
         if part := [row for row in summary if row.cell.startswith("warm/")]:
             drawn.append(_save(_warm(report, part), folder / "warm.png"))
         if part := [row for row in summary if "gbit/" in row.cell]:
@@ -126,16 +122,12 @@ def _links(report: Report, part: Sequence[Row]) -> Figure:
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes: Any = figure.subplots()
     for label in dict.fromkeys(row.label for row in part):
-        points = sorted(
-            (link.gbit or 0.0, 100 * row.gb_s.middle * 1e9 / link.payload_bytes_s)
-            for row in part
-            if row.label == label and (link := parse_link(row.cell.split("/")[1]))
-        )
+        points = sorted(_point(row) for row in part if row.label == label)
         style = "-" if label.startswith("weightstream") else "--"
         axes.plot(*zip(*points, strict=True), style, marker="o", label=label, alpha=0.9)
     axes.axhline(95, color="grey", linewidth=0.8, linestyle=":")
     axes.set_xscale("log")
-    ticks = sorted({link.gbit for row in part if (link := parse_link(row.cell.split("/")[1])).gbit})
+    ticks = sorted({_point(row)[0] for row in part})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("link, Gbit/s")
@@ -144,3 +136,9 @@ def _links(report: Report, part: Sequence[Row]) -> Figure:
     axes.legend(frameon=False, fontsize=8)
     axes.set_title("cold load over shaped links", loc="left")
     return figure
+
+
+def _point(row: Row) -> tuple[float, float]:
+    """Return the link's rate in Gbit/s and the percentage of its payload rate."""
+    link = parse_link(row.cell.split("/")[1])
+    return link.gbit or 0.0, 100 * row.gb_s.middle * 1e9 / link.payload_bytes_s

@@ -1,4 +1,4 @@
-"""What a run leaves behind: tables on the terminal, the same in Markdown, and everything in JSON."""
+"""What a run leaves behind: tables on the terminal and in Markdown, and everything in JSON."""
 
 import json
 from collections.abc import Sequence
@@ -65,7 +65,11 @@ def print_report(report: Report, console: Console) -> None:
     """Print one table per cell and the table of claims."""
     summary = rows(report.samples)
     for cell in dict.fromkeys(row.cell for row in summary):
-        console.print(_cell_table(report, [row for row in summary if row.cell == cell]))
+        part = [row for row in summary if row.cell == cell]
+        console.print(_cell_table(report.title_of(cell), [row for row in part if row.count]))
+        for row in part:
+            if row.error:
+                console.print(f"  {row.label}: {row.failed} failed: {row.error}", style="red")
     console.print(_claims_table(report.claims))
     for note in report.notes:
         console.print(f"note: {note}", style="dim", highlight=False)
@@ -76,11 +80,11 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def _cell_table(report: Report, part: Sequence[Row]) -> Table:
-    table = Table(title=report.title_of(part[0].cell), title_justify="left", title_style="bold")
+def _cell_table(title: str, part: Sequence[Row]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
     for name in _COLUMNS:
         table.add_column(name, justify="left" if name == "peer" else "right", no_wrap=True)
-    for row in sorted(part, key=lambda row: (row.count == 0, row.wall_s.middle)):
+    for row in sorted(part, key=lambda row: row.wall_s.middle):
         table.add_row(*_row_cells(row), style="bold" if "weightstream" in row.label else "")
     return table
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from weightstream.bench.certificates import Certificates
+from weightstream.bench.errors import BenchError
 from weightstream.bench.listing import Entry, listing_xml, listings, query_pattern, scan
-from weightstream.bench.processes import BenchError, start, stop
+from weightstream.demo.processes import start, stop
 
 _READY_S = 10.0
 _WORKERS = 2

@@ -69,7 +69,7 @@ def _row(cell: str, label: str, samples: Sequence[Sample]) -> Row:
         cpu_s_per_gb=spread([o.cpu_s / _gb(o) for o in good if o.size_bytes]),
         first_tensor_s=spread([o.first_tensor_s for o in good]),
         touch_s=spread([o.checksum_s for o in good]),
-        rss_bytes=spread([float(o.rss_peak_bytes + o.children_peak_bytes) for o in good]),
+        rss_bytes=spread([float(o.rss_peak_bytes) for o in good]),
         import_s=spread([o.import_s for o in good]),
         wire_ratio=wire / (size * rounds) if size and rounds else 0.0,
     )

@@ -11,6 +11,7 @@ from weightstream.bench import measure
 from weightstream.bench.jobs import Job, Outcome
 from weightstream.bench.runners import peer
 from weightstream.bench.runners.base import Peer, Tensors
+from weightstream.demo.checksum import checksum_of, fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ def run(job: Job) -> Outcome:
     measure.prepare_checksum()
     fault_s = measure.touch_pages(tensors) if tensors and job.touch == "pages" else 0.0
     began_s = time.perf_counter()
-    parts = [measure.describe(name, tensor) for name, tensor in (tensors or {}).items()]
+    parts = [fingerprint(name, tensor) for name, tensor in (tensors or {}).items()]
     checksum_s = time.perf_counter() - began_s
     return Outcome(
         import_s=import_s,
@@ -77,12 +78,11 @@ def run(job: Job) -> Outcome:
         cpu_s=timing.cpu_s,
         rss_before_bytes=rss_before_bytes,
         rss_peak_bytes=rss_peak_bytes,
-        children_peak_bytes=measure.children_peak_bytes(),
         started_at_s=timing.started_at_s,
         ready_at_s=timing.ready_at_s,
         tensors=len(tensors or {}),
         size_bytes=_sizes(job, tensors),
-        checksum=measure.checksum_of(parts) if parts else "",
+        checksum=checksum_of(parts) if parts else "",
         maps=chosen.maps,
     )
 

@@ -6,8 +6,8 @@ Options: `processes` (each a single thread), `connections` (per process), `sink`
 import subprocess
 from pathlib import Path
 
+from weightstream.bench.errors import BenchError
 from weightstream.bench.jobs import Job
-from weightstream.bench.processes import BenchError
 from weightstream.bench.runners.base import First, Peer, Tensors
 
 _RANGE_BYTES = 64 << 20

@@ -1,4 +1,4 @@
-"""Starts and ends child processes so that none outlives the benchmark, however it ends."""
+"""Starts and ends child processes so that none outlives demo or bench, however they end."""
 
 import os
 import select
@@ -10,14 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from weightstream.errors import WeightstreamError
+
 _STOP_S = 5.0
 # The kernel ends the child when this process dies, even by SIGKILL. A prefix and not `preexec_fn`,
 # which is not safe in a process with threads.
 _DIE_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM", "--")
 
 
-class BenchError(Exception):
-    """The benchmark cannot run here; the message says what is missing."""
+class ChildFailed(WeightstreamError):
+    """A child process failed, said nothing in time, or could not be started."""
 
 
 def start(
@@ -64,8 +66,21 @@ def _signal_group(pid: int, number: signal.Signals) -> None:
         return
 
 
+def clean_environment(environment: Mapping[str, str], *more: str) -> dict[str, str]:
+    """Return the environment without endpoints, credentials, proxies and settings of ours.
+
+    `more` are further beginnings of names to leave out.
+    """
+    beginnings = ("AWS_", "WEIGHTSTREAM_", "RCLONE_", "FSSPEC_", *more)
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith(beginnings) and not name.lower().endswith("_proxy")
+    }
+
+
 class Child:
-    """A sample's process: lines in, lines out, everything under a deadline."""
+    """A process that speaks in lines: lines in, lines out, everything under a deadline."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], stderr: Path) -> None:
         self._stderr = stderr
@@ -98,13 +113,17 @@ class Child:
         """Return the child's JSON line, and how long it then took to end."""
         line = self.expect("{", timeout_s)
         printed_s = time.monotonic()
+        self.wait(timeout_s)
+        return line, time.monotonic() - printed_s
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for the end of the process, which must be a good one."""
         try:
             code = self._process.wait(timeout_s)
         except subprocess.TimeoutExpired as error:
-            raise BenchError(f"did not end within {timeout_s:.0f} s of its result") from error
+            raise ChildFailed(f"did not end within {timeout_s:.0f} s of its result") from error
         if code != 0:
-            raise BenchError(self._reason(code))
-        return line, time.monotonic() - printed_s
+            raise ChildFailed(self._reason(code))
 
     def close(self) -> None:
         """End the process if it still runs."""
@@ -114,10 +133,10 @@ class Child:
         assert self._process.stdout is not None
         left_s = deadline - time.monotonic()
         if left_s <= 0 or not select.select([self._process.stdout], [], [], left_s)[0]:
-            raise BenchError("timed out")
+            raise ChildFailed("timed out")
         data = os.read(self._process.stdout.fileno(), 1 << 16)
         if not data:
-            raise BenchError(self._reason(self._process.wait(_STOP_S)))
+            raise ChildFailed(self._reason(self._process.wait(_STOP_S)))
         return data
 
     def _reason(self, code: int) -> str:

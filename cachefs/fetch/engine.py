@@ -216,10 +216,10 @@ class Engine:
         now = time.monotonic()
         typical_s = statistics.median(flow.job_seconds[-32:]) if flow.job_seconds else None
         for job in tuple(flow.jobs):
-            silent_s = now - job.heard_s
+            silent_s = now - max(job.heard_s, job.asked_s)
             if job.from_store or job.hedged:
                 continue
-            if lags(now - job.begun_s, silent_s, typical_s):
+            if lags(now - job.asked_s, silent_s, typical_s):
                 job.hedged = True
                 flow.hedged()
                 threading.Thread(

@@ -66,7 +66,7 @@ class Job:
         self.lease = lease
         self.from_store = run.from_store
         self.position = 0
-        self.begun_s = self.heard_s = time.monotonic()
+        self.begun_s = self.heard_s = self.asked_s = time.monotonic()
         self.hedged = False
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -104,6 +104,7 @@ class Job:
             self._attempt = attempt
         if self.flow.ended or self._rescue is not None:
             raise LoadCancelled(f"{self.blob.uri}: the load was closed")
+        self.asked_s = time.monotonic()
         start = self.extent.start + self.position
         source.read_into(self.blob, start, self.lease.view[self.position :], attempt)
         if self.position < len(self.extent):
@@ -132,6 +133,7 @@ class Job:
             raise error
         metrics.RETRIES.labels(type(error).__name__).inc()
         self.flow.retried(error, wait_s)
+        self.asked_s = time.monotonic() + wait_s  # until then nobody lags: we do not ask
         log.debug("again in %.2f s: %s", wait_s, error)
         self._wake.wait(wait_s)
 

@@ -45,6 +45,7 @@ class LogWatch(logging.Handler):
         super().__init__(logging.WARNING)
         self.records: list[logging.LogRecord] = []
         self.expected: list[str] = []
+        self.allowed: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records.append(record)
@@ -52,6 +53,10 @@ class LogWatch(logging.Handler):
     def __call__(self, pattern: str) -> None:
         """Expect records that match; the test fails when none comes."""
         self.expected.append(pattern)
+
+    def allow(self, pattern: str) -> None:
+        """Allow records that match, without asking for one."""
+        self.allowed.append(pattern)
 
     def messages(self, pattern: str = "") -> list[str]:
         """Return the messages so far that match."""
@@ -63,7 +68,7 @@ class LogWatch(logging.Handler):
         unexpected = [
             f"{r.name}: {r.getMessage()}"
             for r in self.records
-            if not any(re.search(p, r.getMessage()) for p in self.expected)
+            if not any(re.search(p, r.getMessage()) for p in self.expected + self.allowed)
         ]
         wrong = [f"expected in the log, but missing: {p}" for p in unmatched]
         return "\n".join(wrong + [f"unexpected in the log: {text}" for text in unexpected])

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
-import weightstream
 from tests.conftest import SettingsFactory
 from tests.kit import models
 from tests.kit.proxy import FaultProxy
 from tests.kit.s3 import SECRET_KEY, S3Server, client_env, storage_options
+
+import weightstream
 from weightstream.cachefs.fetch import process_engine
 from weightstream.settings import Settings
 

@@ -3,9 +3,9 @@
 import time
 
 import pytest
-
 from tests.e2e.conftest import Scene, check_message
 from tests.kit import faults as f
+
 from weightstream.errors import OriginError, ProtocolError, UnavailableError
 
 MIB = 1 << 20
@@ -87,7 +87,12 @@ def test_an_origin_that_stalls_for_good_is_named_at_the_deadline(scene: Scene) -
 
 @pytest.mark.parametrize(
     "fault",
-    [f.ContentRange(shift=4096), f.ContentRange(value="bytes 0-0/1"), f.Length(-1), f.IgnoreRange()],
+    [
+        f.ContentRange(shift=4096),
+        f.ContentRange(value="bytes 0-0/1"),
+        f.Length(-1),
+        f.IgnoreRange(),
+    ],
     ids=str,
 )
 def test_an_origin_that_always_lies_ends_in_an_error_not_in_wrong_bytes(

@@ -1,14 +1,14 @@
-"""What the origin refuses or cannot give: the right error, at once, in one line, without secrets."""
+"""What the origin refuses or cannot give: the right error, in one line, without secrets."""
 
 import socket
 import time
 
 import pytest
-
 from tests.e2e.conftest import Scene, check_message
 from tests.kit import faults as f
 from tests.kit.processes import run_cli
 from tests.kit.s3 import SECRET_KEY, free_port, storage_options
+
 from weightstream import load
 from weightstream.errors import (
     AccessDeniedError,

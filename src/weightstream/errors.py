@@ -18,7 +18,7 @@
     │   └── ForeignStoreError      the directory is not a weightstream store, or of another version
     └── LoadCancelled              the caller closed the load while it ran              exit 130
 
-Messages are one line and name the file, the range, the host and the cause; they never hold a secret.
+Messages are one line and name the file, the range, the host and the cause, and never a secret.
 `transient` says that the same request may succeed later: the fetch engine retries those until its
 deadline. `errno` is what a file system call answers for it.
 """

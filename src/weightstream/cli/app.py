@@ -57,9 +57,9 @@ _PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 @app.command(rich_help_panel=PROOF, context_settings=_PASSED_ON, add_help_option=False)
 def demo(context: typer.Context) -> int:
     """Run the main job on a real model against a real S3 server on this machine."""
-    from weightstream.demo.__main__ import main
+    from weightstream.demo.run import main
 
-    return main(context.args)
+    return main(tuple(context.args))
 
 
 @app.command(rich_help_panel=PROOF, context_settings=_PASSED_ON, add_help_option=False)

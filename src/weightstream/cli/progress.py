@@ -46,9 +46,9 @@ class Meter:
 
     def __enter__(self) -> "Meter":
         if not self._quiet and sys.stderr.isatty():
-            self._bar = _bar()
-            self._task = self._bar.add_task(self._title, total=None, note="")
-            self._bar.start()
+            self._bar = bar = _bar()
+            self._task = bar.add_task(self._title, total=None, note="")
+            bar.start()
         return self
 
     def __exit__(

@@ -220,7 +220,7 @@ class Flow:
         """
         lease = run.part.landing.reserve(run.extent)
         patient = run.part.priority is Priority.BACKGROUND
-        if lease is None and not patient and self._write_back.shed():
+        if lease is None and not patient and self._write_back.shed(len(run.extent)):
             lease = run.part.landing.reserve(run.extent)
         return lease
 

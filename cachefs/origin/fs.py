@@ -48,15 +48,26 @@ class FileSystem:
 
 
 def _make(protocol: str, options: StorageOptions, asked: Asked) -> Any:
-    import fsspec
-
+    # No instance cache: it would hand out a client with the credentials of an earlier moment.
+    arguments = {"skip_instance_cache": True, **options}
     try:
-        # No instance cache: it would hand out a client with the credentials of an earlier moment.
-        return fsspec.filesystem(protocol, **{"skip_instance_cache": True, **options})
+        return _kind(protocol)(**arguments)
     except ImportError as error:
         raise UsageError(asked.says(_missing(protocol, error))) from error
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(asked.says(error)) from error
+
+
+def _kind(protocol: str) -> Any:
+    if protocol == "gs":
+        # The registered class asks over gRPC first what kind of bucket it is, and waits a minute
+        # for the answer where only HTTP passes; the class below lists any bucket.
+        from gcsfs.core import GCSFileSystem
+
+        return GCSFileSystem
+    from fsspec import get_filesystem_class
+
+    return get_filesystem_class(protocol)
 
 
 def _missing(protocol: str, error: ImportError) -> str:

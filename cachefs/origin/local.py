@@ -73,7 +73,13 @@ def _files(root: Path) -> Iterator[Path]:
         return
     if not root.exists():
         raise FileNotFoundError("no such file or directory")
-    for folder, _, names in os.walk(root, followlinks=True, onerror=_fail):
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True, onerror=_fail):
+        real = os.path.realpath(folder)
+        if real in seen:  # a link that leads back up
+            folders.clear()
+            continue
+        seen.add(real)
         for name in names:
             path = Path(folder, name)
             if path.is_file():

@@ -51,6 +51,12 @@ def test_listing_and_reading(folder: Path, settings: Settings, scheme: str) -> N
     assert origin.checksum(blob) is None
 
 
+def test_links_that_go_in_circles(folder: Path, settings: Settings) -> None:
+    (folder / "sub" / "up").symlink_to(folder)
+    names = [blob.name for blob in open_origin(folder, settings).list(str(folder))]
+    assert sorted(names) == ["a.safetensors", "b%20.bin", "empty", "link.bin"]
+
+
 def test_pathlike_relative_and_single_file(
     folder: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

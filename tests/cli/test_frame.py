@@ -33,6 +33,12 @@ def test_every_command_takes_the_common_flags(cli: Cli, command: str) -> None:
         assert flag in text, flag
 
 
+@pytest.mark.parametrize(("command", "flag"), [("demo", "--picture"), ("bench", "--peers")])
+def test_demo_and_bench_take_their_own_flags(cli: Cli, command: str, flag: str) -> None:
+    assert flag in cli(command, "--help").stdout
+    assert "--nope" in cli(command, "--nope", code=2).stderr
+
+
 def test_version(cli: Cli) -> None:
     assert cli("--version").stdout.strip() == __version__
 

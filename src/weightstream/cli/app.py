@@ -51,15 +51,16 @@ command(app, MACHINE)(doctor.doctor)
 command(app, MACHINE)(config.config)
 
 
+# These two have flags and help of their own.
 _PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
 @app.command(rich_help_panel=PROOF, context_settings=_PASSED_ON, add_help_option=False)
 def demo(context: typer.Context) -> int:
     """Run the main job on a real model against a real S3 server on this machine."""
-    from weightstream.demo.run import main
+    from weightstream.demo.__main__ import main
 
-    return main(tuple(context.args))
+    return main(context.args)
 
 
 @app.command(rich_help_panel=PROOF, context_settings=_PASSED_ON, add_help_option=False)

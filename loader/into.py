@@ -161,7 +161,7 @@ def _load_streamed(
 def _refusal(module: "torch.nn.Module", keys: IncompatibleKeys) -> str:
     """Say it in torch's words: callers and tests match them."""
     lines = []
-    for kind, names in (("Unexpected", keys.unexpected_keys), ("Missing", keys.missing_keys)):
+    for kind, names in (("Missing", keys.missing_keys), ("Unexpected", keys.unexpected_keys)):
         if names:
             listed = ", ".join(f'"{name}"' for name in names)
             lines.append(f"{kind} key(s) in state_dict: {listed}. ")

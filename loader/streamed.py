@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self, TypeAlias
 
-from weightstream.errors import ObjectChangedError
+from weightstream.errors import LoadCancelled, ObjectChangedError
 from weightstream.loader.fetching import Manner, StagedFetch
 from weightstream.loader.gather import Weights, find_weights
 from weightstream.loader.headers import fetch_headers, mapped_header
@@ -57,6 +57,8 @@ class TensorStream:
             raise StopIteration
         try:
             return next(self._tensors)
+        except LoadCancelled as error:
+            raise LoadCancelled(f"{self._session.uri}: the stream was closed") from error
         except BaseException:
             self.close()
             raise

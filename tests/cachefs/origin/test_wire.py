@@ -321,3 +321,31 @@ def test_many_threads(raw_server: Start, settings: Settings) -> None:
         thread.join()
     assert wrong == []
     assert server.connections <= 8
+
+
+def test_a_slow_link_is_no_stall(raw_server: Start, settings: Settings) -> None:
+    """Slower than the kernel's wake-up mark within the stall timeout, but never silent."""
+    size = 2_000_000
+
+    def serve(head: str, sock: socket.socket) -> bool:
+        data = partial(CONTENT, head)
+        for start in range(0, len(data), 200_000):
+            sock.sendall(data[start : start + 200_000])
+            time.sleep(0.25)
+        return True
+
+    server = raw_server(serve)
+    origin, blob = opened(server, settings)
+    assert read(origin, blob, 3, size) == CONTENT[3:size]
+
+
+def test_a_server_that_closes_after_each_answer(raw_server: Start, settings: Settings) -> None:
+    def serve(head: str, sock: socket.socket) -> bool:
+        sock.sendall(partial(CONTENT, head, Connection="close"))
+        return False
+
+    server = raw_server(serve)
+    origin, blob = opened(server, settings)
+    for start in range(3):
+        assert read(origin, blob, start, 50_000) == CONTENT[start:50_000]
+    assert server.connections == 3

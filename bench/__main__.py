@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeat", type=int, default=3, help="samples per peer and cell")
     parser.add_argument("--links", default="loopback,1,2,5,10", help="loopback and Gbit/s rates")
     parser.add_argument("--peers", default="", help=f"only these of {', '.join(runners.NAMES)}")
-    parser.add_argument("--cells", default="", help="only cells whose name contains this")
+    parser.add_argument("--cells", default="", help="only cells whose name has one of these parts")
     parser.add_argument("--out", type=Path, default=Path(".bench"), help="data and results")
     parser.add_argument("--quick", action="store_true", help="256 MiB, one sample: a smoke test")
     return parser
@@ -79,7 +79,9 @@ def _run(options: argparse.Namespace, progress: Console, command: Sequence[str])
     if unknown := set(peers) - set(runners.NAMES):
         raise BenchError(f"--peers: no such peer: {', '.join(sorted(unknown))}")
     chosen = SCENARIOS if options.scenario == "all" else (options.scenario,)
-    plan = tuple(cell for cell in cells(chosen, links, peers) if options.cells in cell.name)
+    parts = options.cells.split(",")
+    every = cells(chosen, links, peers)
+    plan = tuple(cell for cell in every if any(part in cell.name for part in parts))
     if not plan:
         raise BenchError("nothing to measure: no cell fits --links, --peers and --cells")
     out = options.out.resolve()

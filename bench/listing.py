@@ -9,7 +9,6 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote
 from xml.sax.saxutils import escape
 
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
@@ -102,6 +101,6 @@ def _contents(entry: Entry) -> str:
 def query_pattern(text: str) -> str:
     """Return a regular expression for a query's value, percent-encoded or not."""
     return "".join(
-        re.escape(char) if char.isalnum() else f"(?:{re.escape(char)}|{quote(char, safe='')})"
+        re.escape(char) if char.isalnum() else f"(?:{re.escape(char)}|%{ord(char):02X})"
         for char in text
     )

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -20,7 +19,9 @@ from weightstream.demo.messages import PHASE, PROGRESS, RESULT, Phase, Result, S
 from weightstream.demo.processes import Child, clean_environment
 from weightstream.demo.server import S3Server, serve
 from weightstream.demo.show import Lane, findings, print_table
-from weightstream.errors import UsageError, WeightstreamError
+from weightstream.demo.steps import EXIT
+from weightstream.demo.timeline import draw
+from weightstream.errors import UsageError
 
 BUCKET = "models"
 _HEAVY = ("torch", "transformers.models.bert.modeling_bert")
@@ -29,7 +30,6 @@ _SHARDS = 4
 _STEP_TIMEOUT_S = 300.0
 # Bucket, store and download: three copies of the checkpoint, and what the store leaves free.
 _COPIES, _SPARE_BYTES = 3, 3 << 30
-EXIT = "until exit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,8 @@ class _Demo:
         )
         environment = clean_environment(os.environ) | self.server.environment()
         environment["WEIGHTSTREAM_STORE"] = str(self.work / "store")
+        # Whatever torch leaves in a temporary folder goes away with ours.
+        environment |= {"HF_HUB_OFFLINE": "1", "TMPDIR": str(scratch)}
         command = (sys.executable, "-m", "weightstream.demo.steps", task.to_json())
         begin_s = time.time()
         try:
@@ -86,30 +88,15 @@ def _with_end(result: Result) -> Result:
 def run_demo(picture: Path = Path("weightstream-demo.png"), size_bytes: int = 1 << 30) -> int:
     """Run the demo; return 0 when every check held, 1 when one did not."""
     console = Console(stderr=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as on Ctrl-C
     with _work_folder(size_bytes) as work, _bars(console) as bars:
         lanes = _lanes(work, size_bytes, bars)
     print_table(lanes, Console())
-    from weightstream.demo.timeline import draw
-
     draw(lanes, picture)
     wrong = findings(lanes)
     for text in wrong:
         console.print(f"wrong: {text}", style="bold red", highlight=False)
     print(f"timeline: {picture}")
     return 1 if wrong else 0
-
-
-def main(arguments: tuple[str, ...] = ()) -> int:
-    """Run with `[PICTURE]`; return an exit code."""
-    try:
-        return run_demo(Path(arguments[0])) if arguments else run_demo()
-    except WeightstreamError as error:
-        print(f"weightstream demo: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("weightstream demo: interrupted", file=sys.stderr)
-        return 130
 
 
 def _lanes(work: Path, size_bytes: int, bars: Progress) -> tuple[Lane, ...]:

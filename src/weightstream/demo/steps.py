@@ -28,6 +28,7 @@ IMPORTS = "imports"
 LIST, HEADERS, STREAM, MAP, FINISH = "list", "headers", "stream", "map", "finish"
 DOWNLOAD, OPEN = "download", "load_file"
 READ, MODEL, FORWARD = "read every byte", "MiniLM weights", "forward pass"
+EXIT = "until exit"
 
 
 def weightstream_job(task: Task, reporter: Reporter) -> Result:

@@ -7,10 +7,10 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from weightstream.demo.run import EXIT
 from weightstream.demo.show import Lane
 from weightstream.demo.steps import (
     DOWNLOAD,
+    EXIT,
     FINISH,
     FORWARD,
     HEADERS,

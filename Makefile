@@ -59,6 +59,7 @@ $(VENV)/.demo: $(VENV)/.base pyproject.toml
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.base pyproject.toml
+	@scripts/need nginx=nginx-light curl=curl ip=iproute2 openssl=openssl || echo 'the tests that need them are skipped' >&2
 	$(PIP) install --editable '.[torch,demo]' --group dev
 	@touch $@
 

@@ -21,6 +21,7 @@ from weightstream.errors import (
     ThrottledError,
     UnavailableError,
 )
+from weightstream.log import mask_secrets
 
 _CONTENT_RANGE = re.compile(
     r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)\Z", re.ASCII | re.IGNORECASE
@@ -44,10 +45,13 @@ class Asked:
     version: str = ""
 
     def says(self, cause: object) -> str:
-        """Return the one line that names file, range, host and cause."""
+        """Return the one line that names file, range, host and cause, and holds no secret.
+
+        The cause may be a server's own words, and servers quote what they were sent.
+        """
         where = f": {self.extent}" if self.extent is not None else ""
         text = " ".join(str(cause).split()) or type(cause).__name__
-        return f"{self.uri}{where}: {self.host}: {text}"
+        return mask_secrets(f"{self.uri}{where}: {self.host}: {text}")
 
 
 @dataclass(frozen=True, slots=True)

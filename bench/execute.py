@@ -74,7 +74,8 @@ class Bench:
 
     def _keep_bucket_warm(self) -> None:
         """Make sure that the server reads from memory; it is not what is measured."""
-        files = measure.files_under(self.place.root / BUCKET)
+        folders = (self.place.root / BUCKET).glob(f"{self.prefix}*")
+        files = [path for folder in folders for path in measure.files_under(folder)]
         measure.warm(files)
         found = measure.residency(files)
         if found < _WARM_AT_LEAST:

@@ -30,7 +30,7 @@ _CONFIG = """
 worker_rlimit_nofile 8192;
 pid {folder}/nginx.pid;
 error_log {folder}/error.log warn;
-events {{ worker_connections 4096; multi_accept on; }}
+events {{ worker_connections 4096; }}
 http {{
   default_type application/octet-stream;
   log_format sample '$msec $request_time $status $body_bytes_sent $bytes_sent $request_method $uri';
@@ -46,8 +46,8 @@ http {{
 {answers}
   }}
   server {{
-    listen {address}:{port} backlog=1024;
-    listen {address}:{tls_port} ssl backlog=1024;
+    listen {address}:{port} backlog=1024 reuseport;
+    listen {address}:{tls_port} ssl backlog=1024 reuseport;
     ssl_certificate {certificate}; ssl_certificate_key {key};
     root {root};
     location ~ ^/{bucket}/?$ {{

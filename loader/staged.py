@@ -99,6 +99,12 @@ class Staging:
         with self._changed:
             return self._head()
 
+    @property
+    def has_ready(self) -> bool:
+        """Say whether a tensor waits to be handed over."""
+        with self._changed:
+            return self._is_ready()
+
     def next_ready(self, wait_s: float) -> Target | None:
         """Return the next tensor to hand over, or None when it did not arrive in time."""
         with self._changed:
@@ -221,6 +227,11 @@ class StagedLanding:
         self._leases: dict[int, StagedLease] = {}
         self._lock = threading.Lock()
         self.blob = targets[0].place.blob
+
+    @property
+    def holds_back(self) -> bool:
+        """Say that the consumer is behind, and not the memory short."""
+        return self._staging.has_ready
 
     def reserve(self, extent: Extent) -> StagedLease | None:
         """Return a slab for `extent`, or None while the consumer is far behind."""

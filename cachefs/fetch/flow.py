@@ -15,7 +15,7 @@ from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch.checks import BlobCheck
 from weightstream.cachefs.fetch.claims import Claims, Run, unlock
 from weightstream.cachefs.fetch.job import Job
-from weightstream.cachefs.fetch.landing import Lease, Priority
+from weightstream.cachefs.fetch.landing import HoldsBack, Lease, Priority
 from weightstream.cachefs.fetch.piece import Part, Stage
 from weightstream.cachefs.fetch.progress import Meter, Progress
 from weightstream.cachefs.fetch.source import Source
@@ -216,12 +216,15 @@ class Flow:
     def _reserve(self, run: Run) -> Lease | None:
         """Ask the landing for memory; a queued write-back gives way to a load that has none.
 
-        Not to a fill in the background: that one exists to be written.
+        Not to a fill in the background: that one exists to be written. And not to a landing whose
+        reader is behind: memory is not what it lacks.
         """
-        lease = run.part.landing.reserve(run.extent)
-        patient = run.part.priority is Priority.BACKGROUND
-        if lease is None and not patient and self._write_back.shed(len(run.extent)):
-            lease = run.part.landing.reserve(run.extent)
+        landing = run.part.landing
+        lease = landing.reserve(run.extent)
+        behind = isinstance(landing, HoldsBack) and landing.holds_back
+        patient = behind or run.part.priority is Priority.BACKGROUND
+        if lease is None and not patient and self._write_back.shed():
+            lease = landing.reserve(run.extent)
         return lease
 
     def _begin(self, run: Run, lease: Lease) -> Job | None:

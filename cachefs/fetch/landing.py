@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from weightstream.cachefs.blob import Blob, Extent
 
@@ -42,6 +42,16 @@ class Landing(Protocol):
 
     def landed(self, extent: Extent) -> None:
         """Hear that these bytes are valid; in order within a range, in any order between ranges."""
+        ...
+
+
+@runtime_checkable
+class HoldsBack(Protocol):
+    """A landing that refuses memory while its reader is behind, however much there is."""
+
+    @property
+    def holds_back(self) -> bool:
+        """Say that the last refusal was for the reader's sake."""
         ...
 
 

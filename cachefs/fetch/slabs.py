@@ -56,10 +56,6 @@ class SlabPool:
             memory = self._reuse(size) or self._allocate(size)
         return Slab(self, memory, count) if memory is not None else None
 
-    def has_room(self, count: int) -> bool:
-        """Say whether the budget has room for `count` bytes: memory is not what is short."""
-        return self._budget.used_bytes + count <= self._budget.limit_bytes
-
     def trim(self) -> None:
         """Free every idle slab."""
         with self._lock:

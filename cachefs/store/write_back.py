@@ -130,13 +130,8 @@ class WriteBack:
                 self._finishing.append(journal)
                 self._wake()
 
-    def shed(self, needed_bytes: int) -> bool:
-        """Skip the oldest queued chunk to free its memory for a load; False when none is queued.
-
-        Or when memory is not what is short: a landing may hold back for a consumer that is behind.
-        """
-        if self._slabs.has_room(needed_bytes):
-            return False
+    def shed(self) -> bool:
+        """Skip the oldest queued chunk to free its memory for a load; False when none is queued."""
         with self._changed:
             offer = self._queue.popleft() if self._queue else None
         if offer is None:

@@ -1,5 +1,8 @@
 """safetensors-streaming (Rust): all shards of an index over plain HTTP(S), or local files."""
 
+from importlib import import_module
+from typing import Any
+
 from weightstream.bench.jobs import Job
 from weightstream.bench.runners.base import First, Peer, Tensors, preload
 
@@ -9,10 +12,10 @@ def _setup(job: Job) -> None:
 
 
 def _load(job: Job, first: First) -> Tensors:
-    from safetensors_streaming import stream_sharded
+    streaming: Any = import_module("safetensors_streaming")  # exports are those of its .so
 
     tensors: Tensors = {}
-    for name, tensor in stream_sharded(f"{job.url}/model.safetensors.index.json"):
+    for name, tensor in streaming.stream_sharded(f"{job.url}/model.safetensors.index.json"):
         first()
         tensors[name] = tensor
     return tensors

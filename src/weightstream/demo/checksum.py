@@ -5,7 +5,8 @@ Tensors are read through their address, so that a dtype that numpy lacks (bf16, 
 
 import ctypes
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
@@ -26,7 +27,7 @@ def raw_bytes(tensor: "Tensor") -> memoryview:
 
 def fingerprint(name: str, tensor: "Tensor") -> Fingerprint:
     """Read every byte of a tensor (12 GB/s a core: memory is the limit)."""
-    from awscrt import checksums
+    checksums: Any = import_module("awscrt.checksums")  # its stubs know bytes only
 
     kept = tensor.detach().cpu().contiguous()
     return name, str(tensor.dtype), tuple(tensor.shape), int(checksums.crc64nvme(raw_bytes(kept)))

@@ -195,11 +195,14 @@ class Store:
         """Remove the blobs at and below a URI, pinned ones too; what is in use stays."""
         self._writable_names()
         found = [info for info in self.blobs() if is_under(info.blob.uri, uri_prefix)]
-        return [info for info in found if self._remove(info)]
+        removed = [info for info in found if self._remove(info)]
+        for info in found:
+            if info not in removed:
+                _log.warning("%s stays in the store: it is in use", info.blob.uri)
+        return removed
 
     def _remove(self, info: BlobInfo) -> bool:
         if not remove_files(self._layout, self._writable_names(), info.blob.id):
-            _log.warning("%s stays in the store: it is in use", info.blob.uri)
             return False
         _log.info("removed %s from the store: %d bytes", info.blob.uri, info.allocated_bytes)
         return True

@@ -15,7 +15,7 @@ import weightstream
 from weightstream.errors import AccessDeniedError, WeightstreamError
 
 TOKEN = "a-session-token-that-nobody-may-see"
-FAULTS = [
+FAULTS: list[f.Fault] = [
     f.FORBIDDEN,
     f.EXPIRED_TOKEN,
     f.Status(403, "SignatureDoesNotMatch", f"signed with {SECRET_KEY}?"),

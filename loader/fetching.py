@@ -85,6 +85,7 @@ class StagedFetch:
             self._tell()
         self._flow.join()
         self._watch.end_flow(self._flow, self._began_s)
+        self._watch.tell(None)
 
     def close(self) -> None:
         """End the fetch; when it returns, nothing touches the tensors' memory. Idempotent."""

@@ -38,6 +38,8 @@ def check_device(device: Device) -> "torch.device":
         raise UsageError("device: tensors on meta hold no bytes; nothing to load")
     if found.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device: {device!r}: torch {torch.__version__} finds no CUDA device")
+    if found.type == "cuda" and found.index is None:  # threads have current devices of their own
+        return torch.device("cuda", torch.cuda.current_device())
     return found
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.fetch import Engine, Flow, Wanted, process_engine
 from weightstream.cachefs.fetch.source import Transfer
+from weightstream.cachefs.origin.urls import shown
 from weightstream.errors import LoadCancelled, UsageError
 from weightstream.loader.stores import process_store
 from weightstream.settings import Settings
@@ -74,7 +75,9 @@ class Session:
     def __init__(self, uri: Uri, settings: Settings, options: StorageOptions | None) -> None:
         self.settings = settings
         self.uri = canonical_uri(uri)
-        self.origin = LazyOrigin(self.uri, settings, options)
+        text = os.fspath(uri)
+        # A signed URL's secrets are for the origin alone: everything else shows and stores `uri`.
+        self.origin = LazyOrigin(text if _is_web(text) else self.uri, settings, options)
         self._flows: list[Flow] = []
         self._lock = threading.Lock()
         self._cancelled = False
@@ -99,7 +102,7 @@ class Session:
         self.check()
         flow = self.engine.start(wanted, self.origin, self.store)
         with self._lock:
-            self._flows.append(flow)
+            self._flows = [one for one in self._flows if not one.stopping] + [flow]
         self.check()
         return flow
 
@@ -143,9 +146,13 @@ def canonical_uri(uri: Uri) -> str:
     if not text or "\0" in text:
         raise UsageError(f"a model is named by a URI or a path, not by {text!r}")
     if "://" in text and not text.startswith("file://"):
-        return text.rstrip("/")
+        return (shown(text) if _is_web(text) else text).rstrip("/")
     path = Path(text.removeprefix("file://")).expanduser().absolute()
     return _behind_mount(path) or f"file://{os.path.normpath(path)}"
+
+
+def _is_web(text: str) -> bool:
+    return text.startswith(("http://", "https://"))
 
 
 def _behind_mount(path: Path) -> str | None:

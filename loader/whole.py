@@ -45,8 +45,8 @@ def _load_once(session: Session, resolved: Resolved, request: Request, watch: St
         tensors = dict(stream_once(session, resolved, request, watch))
     else:
         tensors = _load_host(session, resolved, request, watch)
+        watch.tell(None)
     report = watch.report(len(tensors))
-    watch.tell(None)
     log.info(
         "loaded %s: %d tensors, %d bytes in %.3f s from %s",
         session.uri,

@@ -163,8 +163,8 @@ def test_we_accept_exactly_what_the_library_accepts(
         assert ours == theirs
 
 
-def test_a_header_of_a_hundred_thousand_tensors_is_parsed() -> None:
-    count = 100_000
+def test_a_header_of_thirty_thousand_tensors_is_parsed() -> None:
+    count = 30_000
     data = file({f"layer.{i}": entry(i, i + 1, "U8") for i in range(count)}, bytes(count))
     assert len(parse(data).tensors) == count
 

@@ -107,6 +107,13 @@ def test_a_path_inside_a_mount_is_read_through_the_store(
     assert proxy.body_bytes(model.key) > 0
 
 
+def test_secrets_of_a_signed_url_are_for_the_origin_alone() -> None:
+    signed = "https://user:pass@host/m/model.safetensors?X-Amz-Signature=topsecret"
+    assert canonical_uri(signed) == "https://host/m/model.safetensors"
+    azure = "abfs://container@account.dfs.core.windows.net/m"
+    assert canonical_uri(azure) == azure
+
+
 # Processes and event loops
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
@@ -28,7 +28,8 @@ def digest(tensors: "Mapping[str, torch.Tensor]") -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        total.update(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+        bits: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
+        total.update(bits)
     return total.hexdigest()
 
 

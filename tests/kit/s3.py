@@ -70,10 +70,15 @@ def storage_options(endpoint: str) -> dict[str, object]:
 class S3Server:
     """A context manager; the directories directly under `root` are the buckets."""
 
-    def __init__(self, root: Path, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, root: Path, host: str = "127.0.0.1", port: int = 0, prefix: tuple[str, ...] = ()
+    ) -> None:
+        """`prefix` goes before the command (`ip netns exec NAME`); `port` 0 takes a free one."""
         self.root = root
         self.host = host
-        self.port = 0
+        self.port = port
+        self._fixed_port = port
+        self._prefix = prefix
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch = Path(tempfile.mkdtemp(prefix="ws-s3-"))
         self._log = self._scratch / "rclone.log"
@@ -142,7 +147,7 @@ class S3Server:
     def start(self) -> None:
         """Start and wait until it answers; another port when somebody took ours meanwhile."""
         for _ in range(3):
-            self.port = free_port()
+            self.port = self._fixed_port or free_port()
             self._process = self._launch()
             if self._wait_ready():
                 return
@@ -188,12 +193,13 @@ class S3Server:
 
     def _launch(self) -> subprocess.Popen[bytes]:
         self.root.mkdir(parents=True, exist_ok=True)
-        command = [rclone_path(), "serve", "s3", str(self.root)]
+        command = [*self._prefix, rclone_path(), "serve", "s3", str(self.root)]
         command += ["--addr", f"{self.host}:{self.port}", "--config", os.devnull]
         command += ["--dir-cache-time", "1h", "--vfs-cache-mode", "off", "--no-checksum"]
         command += ["--rc", "--rc-no-auth", "--rc-addr", f"unix://{self._scratch / 'rc'}"]
         # The key pair goes by the environment: argument lists are public on a machine.
         env = {"RCLONE_AUTH_KEY": f'"{ACCESS_KEY},{SECRET_KEY}"', "HOME": str(self._scratch)}
+        env["PATH"] = os.environ.get("PATH", os.defpath)
         with self._log.open("ab") as log:
             return subprocess.Popen(command, env=env, stdout=log, stderr=log)
 
@@ -203,10 +209,17 @@ class S3Server:
             assert self._process is not None
             if self._process.poll() is not None:
                 return False
-            if _answers(self.url) and (self._scratch / "rc").exists():
+            if self._ready():
                 return True
             time.sleep(0.02)
         return False
+
+    def _ready(self) -> bool:
+        if not (self._scratch / "rc").exists():
+            return False
+        if self._prefix:  # in a network namespace of its own: only its log can be seen from here
+            return "Starting s3 server" in self.log
+        return _answers(self.url)
 
 
 def _answers(url: str) -> bool:

@@ -56,7 +56,8 @@ class StagedFetch:
     def __init__(
         self, session: Session, places: Sequence[Place], manner: Manner, watch: Stopwatch
     ) -> None:
-        engine, self._watch, self._in_order = session.engine, watch, manner.in_order
+        self._session, self._watch, self._in_order = session, watch, manner.in_order
+        engine = session.engine
         self._copier = make_copier(session, manner.device)
         self._gate: Gate | None = None
         if manner.bounded:
@@ -89,8 +90,9 @@ class StagedFetch:
 
     def close(self) -> None:
         """End the fetch; when it returns, nothing touches the tensors' memory. Idempotent."""
-        self._flow.close()
-        self._give_back()
+        if not self._session.is_inherited:
+            self._flow.close()
+            self._give_back()
 
     def _give_back(self) -> None:
         self._copier.close()

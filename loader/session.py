@@ -81,6 +81,12 @@ class Session:
         self._flows: list[Flow] = []
         self._lock = threading.Lock()
         self._cancelled = False
+        self._process = os.getpid()
+
+    @property
+    def is_inherited(self) -> bool:
+        """Say that this is the copy in a forked child: its flows' threads do not exist here."""
+        return os.getpid() != self._process
 
     @property
     def is_local(self) -> bool:
@@ -115,12 +121,14 @@ class Session:
     def cancel(self) -> None:
         """End the load from outside: whoever waits in it gets `LoadCancelled`."""
         self._cancelled = True
-        self._close_flows()
+        if not self.is_inherited:
+            self._close_flows()
 
     def close(self) -> None:
         """End what is left; when it returns, no thread touches the load's memory."""
-        self._close_flows()
-        self.origin.close()
+        if not self.is_inherited:
+            self._close_flows()
+            self.origin.close()
 
     def _close_flows(self) -> None:
         with self._lock:

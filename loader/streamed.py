@@ -4,6 +4,7 @@ What is mapped already is handed over first (readiness) or when its turn comes (
 is staged. Nothing is fetched further ahead of the consumer than the gate lets through.
 """
 
+import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -83,7 +84,11 @@ class TensorStream:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        # The collector may run this on a fetching thread, which must not wait for itself.
+        if threading.current_thread().name.startswith("weightstream-"):
+            threading.Thread(target=self.close, name="weightstream-close", daemon=True).start()
+        else:
+            self.close()
 
 
 def _restartable(

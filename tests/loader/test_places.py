@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from tests.kit.s3 import client_env
 from tests.loader.conftest import Model, ModelFactory
 
 import weightstream
+from weightstream.cachefs.fetch import process_engine
 from weightstream.errors import (
     ForeignStoreError,
     FormatError,
@@ -137,6 +139,49 @@ emit(len(weightstream.load(sys.argv[1], settings=settings)))
     env = client_env(str(model.options["endpoint_url"]))
     outcome = run_python(code, model.uri, model.settings.store, env=env)
     assert outcome.values == (0, 8), outcome.stderr
+
+
+def test_a_child_forked_in_mid_stream_ends_although_it_inherits_the_stream(
+    put: ModelFactory, proxy: FaultProxy
+) -> None:
+    model = put(models.plain(8 * MIB, tensors=8))
+    proxy.add(replace(ALWAYS, key=".safetensors", nth=2), Drip(1e6))
+    code = """
+import os, torch, weightstream
+from weightstream.settings import load_settings
+settings = load_settings({"store": sys.argv[2], "chunk_size": 1 << 20})
+tensors = weightstream.stream(sys.argv[1], settings=settings)
+next(tensors)
+pid = os.fork()
+if pid == 0:
+    del tensors
+    sys.exit(7)
+emit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+tensors.close()
+"""
+    outcome = run_python(code, model.uri, model.settings.store, env=client_env(proxy.url))
+    assert outcome.value == 7, outcome.stderr
+    assert outcome.wall_s < 20
+
+
+def test_a_stream_collected_on_a_fetching_thread_does_not_wait_for_itself(
+    put: ModelFactory, proxy: FaultProxy
+) -> None:
+    model = put(models.plain(4 * MIB, tensors=4), write_back="off")
+    proxy.add(replace(ALWAYS, key=".safetensors", nth=2), Drip(1e6))
+    tensors = stream(model.uri, settings=model.settings, storage_options=model.options)
+    next(tensors)
+    holder = [tensors]
+    del tensors
+    thread = threading.Thread(target=holder.clear, name="weightstream-fetch")
+    thread.start()
+    thread.join(1)
+    assert not thread.is_alive()
+    deadline = time.monotonic() + 5
+    while process_engine(model.settings).budget.used_bytes:
+        process_engine(model.settings).slabs.trim()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_two_processes_that_start_together_fetch_one_copy(

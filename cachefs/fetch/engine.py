@@ -76,7 +76,15 @@ class Engine:
         return flow
 
     def close(self) -> None:
-        """Finish write-back within `exit_flush_s`; for the end of the process."""
+        """End what runs, finish write-back within `exit_flush_s`; for the end of the process.
+
+        The flows first, while their threads still run: the interpreter stops daemon threads when it
+        ends, and a stream that is collected after that would wait for its jobs for ever.
+        """
+        with self._changed:
+            flows = tuple(self._flows)
+        for flow in flows:
+            flow.close()
         self.write_back.drain(self.settings.exit_flush_s)
 
     def _part(self, wanted: Wanted, store: Store | None) -> Part:

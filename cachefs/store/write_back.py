@@ -304,15 +304,17 @@ class WriteBack:
     def _make_room(self, journal: _Journal) -> bool:
         """Evict until this blob fits beside what other blobs under way still need."""
         store = journal.store
-        needed = _missing_bytes(journal) + self._promised_bytes(store)
-        if store.room_bytes() < needed:
-            store.evict(needed)
-        room = store.room_bytes()
-        if room < needed:
-            uri = journal.stored.blob.uri
-            self._say(f"{store.path} has room for {max(0, room)} of the {needed} bytes of {uri}")
-            return False
-        return True
+        # A chunk that is being written is both on the disk and missing for a moment, so a sum may
+        # be a chunk or two too large: look again before giving up.
+        for last in (False, False, True):
+            needed = _missing_bytes(journal) + self._promised_bytes(store)
+            if (room := store.room_bytes()) >= needed:
+                return True
+            if not last:
+                store.evict(needed)
+        uri = journal.stored.blob.uri
+        self._say(f"{store.path} has room for {max(0, room)} of the {needed} bytes of {uri}")
+        return False
 
     def _promised_bytes(self, store: Store) -> int:
         with self._changed:

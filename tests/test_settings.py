@@ -85,6 +85,8 @@ def test_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) -> No
         ("chunk_size", "1.5 MB", 3 << 19),
         ("memory_budget", "2g", 2 << 30),
         ("memory_budget", 123, 123),
+        ("deadline_s", "0.25", 0.25),
+        ("stall_timeout_s", 3, 3.0),
         ("write_back", False, "off"),
         ("write_back", "1", "on"),
         ("direct_io", True, "on"),

@@ -9,6 +9,7 @@ holder that makes no progress is waited for at most `share_wait_s`.
 they touch the store's locks; the queues have a lock of their own for `boost`.
 """
 
+import logging
 import threading
 import time
 from collections import deque
@@ -20,6 +21,9 @@ from weightstream.cachefs.blob import Extent
 from weightstream.cachefs.fetch.landing import Priority
 from weightstream.cachefs.fetch.piece import Part, Piece, Stage
 from weightstream.cachefs.store import ChunkState
+from weightstream.errors import StoreError
+
+log = logging.getLogger(__name__)
 
 POLL_S = 0.005
 
@@ -107,7 +111,17 @@ class Claims:
         return None
 
     def _way(self, piece: Piece) -> _Way:
-        """Decide where a piece comes from; locks its chunk when it is to be fetched and kept."""
+        """Decide where a piece comes from; a load goes on without a store that fails."""
+        try:
+            return self._find_way(piece)
+        except StoreError as error:
+            log.debug("fetching %s without the store: %s", piece.extent, error)
+            unlock(piece)
+            piece.alone = True
+            return _Way.SOURCE
+
+    def _find_way(self, piece: Piece) -> _Way:
+        """Look at the store; locks the chunk when it is to be fetched and kept."""
         part, stored = piece.part, piece.part.stored
         if stored is None or piece.alone:
             return _Way.SOURCE
@@ -117,10 +131,10 @@ class Claims:
             return _Way.SOURCE
         if not stored.try_lock(piece.chunk):
             return _Way.ELSEWHERE
-        if stored.state(piece.chunk) is not ChunkState.EMPTY:
-            stored.unlock(piece.chunk)  # it came between our look and our lock
-            return _Way.STORE
         piece.locked = True
+        if stored.state(piece.chunk) is not ChunkState.EMPTY:
+            unlock(piece)  # it came between our look and our lock
+            return _Way.STORE
         return _Way.SOURCE
 
     def _extend(self, piece: Piece) -> list[Piece]:
@@ -149,11 +163,14 @@ class Claims:
     def _comes_back(self, piece: Piece, now: float) -> bool:
         stored = piece.part.stored
         assert stored is not None
-        if stored.state(piece.chunk) is not ChunkState.EMPTY:
-            return True
-        if stored.try_lock(piece.chunk):
-            stored.unlock(piece.chunk)
-            return True
+        try:
+            if stored.state(piece.chunk) is not ChunkState.EMPTY:
+                return True
+            if stored.try_lock(piece.chunk):
+                stored.unlock(piece.chunk)
+                return True
+        except StoreError:
+            return True  # `_way` says so
         piece.alone = now - piece.elsewhere_since > self._share_wait_s
         return piece.alone
 
@@ -162,4 +179,7 @@ def unlock(piece: Piece) -> None:
     """Release the chunk's lock if the piece holds it."""
     if piece.locked and piece.part.stored is not None:
         piece.locked = False
-        piece.part.stored.unlock(piece.chunk)
+        try:
+            piece.part.stored.unlock(piece.chunk)
+        except StoreError as error:  # closed: its locks went with it
+            log.debug("cannot unlock %s: %s", piece.extent, error)

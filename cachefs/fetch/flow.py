@@ -21,7 +21,13 @@ from weightstream.cachefs.fetch.progress import Meter, Progress
 from weightstream.cachefs.fetch.source import Source
 from weightstream.cachefs.store import Store
 from weightstream.cachefs.store.write_back import WriteBack
-from weightstream.errors import LoadCancelled, ThrottledError, UsageError, WeightstreamError
+from weightstream.errors import (
+    LoadCancelled,
+    StoreError,
+    ThrottledError,
+    UsageError,
+    WeightstreamError,
+)
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +165,12 @@ class Flow:
             run = self._claims.next_run()
             if run is None:
                 return None
-            lease = self._reserve(run)
+            try:
+                lease = self._reserve(run)
+            except Exception as error:  # the landing's: an engine's thread must outlive it
+                self._claims.put_back(run.pieces)
+                self._fail(_unexpected(run.part.blob, run.extent, error))
+                return None
             if lease is None:
                 self._refused_until_s = time.monotonic() + _REFUSED_S
                 self._claims.put_back(run.pieces)
@@ -177,10 +188,7 @@ class Flow:
         except WeightstreamError as error:
             self._fail(error)
         except Exception as error:  # a bug, or a landing that failed: the reader must hear of it
-            log.exception("unexpected, at %s %s", job.blob.uri, job.extent)
-            wrapped = WeightstreamError(f"{job.blob.uri} {job.extent}: {error!r}")
-            wrapped.__cause__ = error
-            self._fail(wrapped)
+            self._fail(_unexpected(job.blob, job.extent, error))
         finally:
             self._finish(job)
 
@@ -242,15 +250,20 @@ class Flow:
     # Doing
 
     def _read_store(self, job: Job) -> None:
+        """Read a piece from the store; what cannot be read is left for `_finish` to put back."""
         (piece,) = job.pieces
         stored = job.part.stored
         assert stored is not None
         offset = piece.extent.start - stored.chunk(piece.chunk).start
-        if not stored.read_into(piece.chunk, offset, job.lease.view):
-            self._claims.put_back([piece])  # it failed its hash and is EMPTY now
+        try:
+            if not stored.read_into(piece.chunk, offset, job.lease.view):
+                return  # it failed its hash and is EMPTY now
+        except StoreError as error:
+            self._write_back.pause(str(error))
+            piece.alone = True
             return
-        if piece.whole:
-            piece.sums.crc64nvme = stored.crc64(piece.chunk)
+        if (check := self._checks.get(job.part)) is not None:
+            check.sum(piece.sums, job.lease.view)
         job.position = len(job.extent)
         self.arrived(job, job.extent)
 
@@ -272,7 +285,12 @@ class Flow:
     def _finish(self, job: Job) -> None:
         for piece in job.pieces:
             unlock(piece)
-        job.lease.release()
+        try:
+            job.lease.release()
+        except Exception as error:  # `close` waits for this job whatever happens
+            self._fail(_unexpected(job.blob, job.extent, error))
+        if job.from_store and not job.position:
+            self._claims.put_back(job.pieces)  # last: the next moment they are another job's
         with self._changed:
             self.jobs.discard(job)
             if job.position == len(job.extent):
@@ -341,6 +359,14 @@ class Flow:
                 self._write_back.finish(self._store, part.stored, lambda: good)
             else:
                 part.stored.close()
+
+
+def _unexpected(blob: Blob, extent: Extent, error: Exception) -> WeightstreamError:
+    """Log what nobody raises on purpose, and return what the reader gets to hear."""
+    log.error("unexpected, at %s %s", blob.uri, extent, exc_info=error)
+    wrapped = WeightstreamError(f"{blob.uri} {extent}: {error!r}")
+    wrapped.__cause__ = error
+    return wrapped
 
 
 class _Slice:

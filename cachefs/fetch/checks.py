@@ -7,6 +7,7 @@ unknown or was that it keeps one. Sources without `checksum` are never asked.
 
 import logging
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -20,7 +21,8 @@ from weightstream.errors import IntegrityError, WeightstreamError
 
 log = logging.getLogger(__name__)
 
-_ANSWER_WAIT_S = 10.0
+ANSWER_WAIT_S = 10.0
+"""How long a finished flow waits for the origin's answers, to all its questions together."""
 
 
 @runtime_checkable
@@ -75,19 +77,26 @@ class BlobCheck:
         if unknown or algorithm == "crc32c":
             sums.crc32c = checksums.crc32c(data)
 
-    def raise_if_wrong(self, pieces: Iterable[tuple[PieceSums, int]]) -> None:
-        """Compare, given each piece's CRCs and length in file order; IntegrityError when wrong."""
-        if not self._answered.wait(_ANSWER_WAIT_S) or self._expected is None:
-            return
+    def verdict(
+        self, pieces: Iterable[tuple[PieceSums, int]], until_s: float
+    ) -> IntegrityError | None:
+        """Compare, given each piece's CRCs and length in file order; return what is wrong.
+
+        The origin's answer is waited for until `until_s` on the monotonic clock.
+        """
+        answered = self._answered.wait(max(0.0, until_s - time.monotonic()))
+        if not answered or self._expected is None:
+            return None
         algorithm = self._expected.algorithm
         found = _combined(algorithm, pieces)
         if found is None:
             log.debug("checksum of %s not compared: a piece has no %s", self._blob.uri, algorithm)
         elif found != self._expected.value:
-            raise IntegrityError(
+            return IntegrityError(
                 f"{self._blob.uri}: the bytes that arrived have {algorithm} {found:x}, the origin "
                 f"says {self._expected.value:x}: damaged on the way; nothing of them was kept"
             )
+        return None
 
 
 def _combined(algorithm: str, pieces: Iterable[tuple[PieceSums, int]]) -> int | None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from weightstream import metrics
 from weightstream.cachefs.blob import Blob, Extent
-from weightstream.cachefs.fetch.checks import BlobCheck
+from weightstream.cachefs.fetch.checks import ANSWER_WAIT_S, BlobCheck
 from weightstream.cachefs.fetch.claims import Claims, Run, unlock
 from weightstream.cachefs.fetch.job import Job
 from weightstream.cachefs.fetch.landing import HoldsBack, Lease, Priority
@@ -65,7 +65,8 @@ class Flow:
         self._waiters = 0
         self._meter = Meter(sum(len(p.extent) for part in parts for p in part.planned))
         self._error: WeightstreamError | None = None
-        self._verdict: WeightstreamError | bool | None = None
+        self._judging = threading.Lock()
+        self._wrong: dict[Part, WeightstreamError] | None = None
         self.jobs: set[Job] = set()
         self.job_seconds: list[float] = []
         self.stopping = False
@@ -89,9 +90,8 @@ class Flow:
     def join(self) -> None:
         """Return when everything has landed and passed its checks; raise what went wrong."""
         self._wait_until(lambda: self._left == 0, None)
-        verdict = self._judge()
-        if verdict is not None:
-            raise verdict
+        for error in self._judge().values():
+            raise error
 
     def boost(self, blob: Blob, extent: Extent) -> None:
         """Fetch the pieces of `extent` before everything else: a reader waits for them."""
@@ -334,29 +334,31 @@ class Flow:
 
     def _ask(self) -> None:
         for check in self._checks.values():
-            if self.stopping:
-                break
+            if self.stopping and self._left:
+                break  # there will be no verdict
             check.ask()
 
-    def _judge(self) -> WeightstreamError | None:
-        """Compare the checksums once; return the error or None."""
-        if self._verdict is None:
-            self._verdict = True
-            try:
+    def _judge(self) -> dict[Part, WeightstreamError]:
+        """Compare the checksums, once; return what is wrong. Whoever else asks waits for it."""
+        with self._judging:
+            if self._wrong is None:
+                until_s = time.monotonic() + ANSWER_WAIT_S
+                wrong = {}
                 for part, check in self._checks.items():
-                    check.raise_if_wrong([(p.sums, len(p.extent)) for p in part.pieces])
-            except WeightstreamError as error:
-                self._verdict = error
-        return self._verdict if isinstance(self._verdict, WeightstreamError) else None
+                    sums = [(piece.sums, len(piece.extent)) for piece in part.pieces]
+                    if (error := check.verdict(sums, until_s)) is not None:
+                        wrong[part] = error
+                self._wrong = wrong
+            return self._wrong
 
     def _part_with_store(self) -> None:
         """Hand the stored blobs to the write-back, which closes them when it is done."""
-        good = self._left > 0 or self._judge() is None
+        wrong = {} if self._left else self._judge()
         for part in self._parts:
             if part.stored is None:
                 continue
             if part.keep and self._store is not None:
-                self._write_back.finish(self._store, part.stored, lambda: good)
+                self._write_back.finish(self._store, part.stored, part not in wrong)
             else:
                 part.stored.close()
 

@@ -20,7 +20,6 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
@@ -67,7 +66,7 @@ class _Journal:
     pending: int = 0
     unsynced_bytes: int = 0
     room: bool | None = None
-    finishers: list[Callable[[], bool]] = field(default_factory=list)
+    verdicts: list[bool] = field(default_factory=list)
 
 
 class WriteBack:
@@ -118,14 +117,14 @@ class WriteBack:
                     self._abandon(owner)
                     return
 
-    def finish(self, store: Store, stored: StoredBlob, verdict: Callable[[], bool]) -> None:
+    def finish(self, store: Store, stored: StoredBlob, good: bool) -> None:
         """Close `stored` when its offers have ended: made durable, and sealed when complete.
 
-        `verdict` says whether the bytes passed the end-to-end check; if not, all are dropped.
+        All of it is dropped unless `good`: the bytes did not fail the end-to-end check.
         """
         with self._changed:
             journal = self._journals.setdefault(id(stored), _Journal(store, stored))
-            journal.finishers.append(verdict)
+            journal.verdicts.append(good)
             if journal.pending == 0:
                 self._finishing.append(journal)
                 self._wake()
@@ -221,7 +220,7 @@ class WriteBack:
             offer.stage = _Stage.ENDED
             self._running.discard(offer)
             journal.pending -= 1
-            if journal.pending == 0 and journal.finishers:
+            if journal.pending == 0 and journal.verdicts:
                 self._finishing.append(journal)
                 self._wake()
             self._changed.notify_all()
@@ -275,14 +274,14 @@ class WriteBack:
 
     def _close(self, journal: _Journal) -> None:
         with self._changed:
-            if journal.pending or not journal.finishers:
+            if journal.pending or not journal.verdicts:
                 return  # offered again: the last offer's end brings it back; or queued twice
-            verdicts, journal.finishers = journal.finishers, []
+            verdicts, journal.verdicts = journal.verdicts, []
             if self._journals.get(id(journal.stored)) is journal:
                 del self._journals[id(journal.stored)]
         stored = journal.stored
         try:
-            if not all([verdict() for verdict in verdicts]):
+            if not all(verdicts):
                 for chunk in range(stored.n_chunks):
                     stored.drop(chunk)
             elif journal.store.writable:

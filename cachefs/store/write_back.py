@@ -21,7 +21,6 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from enum import Enum, auto
 
 from awscrt import checksums
 from blake3 import blake3
@@ -40,12 +39,6 @@ _IDLE_S = 2.0
 _PAUSE_AFTER_FAILURE_S = 60.0
 
 
-class _Stage(Enum):
-    QUEUED = auto()
-    RUNNING = auto()
-    ENDED = auto()
-
-
 @dataclass(slots=True, eq=False)
 class _Offer:
     owner: object
@@ -53,7 +46,6 @@ class _Offer:
     chunk: int
     lease: Lease
     crc64nvme: int | None
-    stage: _Stage = _Stage.QUEUED
     abandoned: bool = False
 
 
@@ -112,7 +104,7 @@ class WriteBack:
             self._copy_or_skip(offer)
         until = time.monotonic() + longest_s
         with self._changed:
-            while any(offer.owner is owner for offer in self._running):
+            while any(o.owner is owner and not o.abandoned for o in self._running):
                 if not self._changed.wait(max(0.0, until - time.monotonic())):
                     self._abandon(owner)
                     return
@@ -130,11 +122,15 @@ class WriteBack:
                 self._wake()
 
     def shed(self) -> bool:
-        """Skip the oldest queued chunk to free its memory for a load; False when none is queued."""
+        """Skip the oldest queued chunk to free its memory for a load; False when none is queued.
+
+        Chunks that still have an owner lie in the reader's memory: skipping those frees nothing.
+        """
         with self._changed:
-            offer = self._queue.popleft() if self._queue else None
-        if offer is None:
-            return False
+            offer = next((one for one in self._queue if one.owner is None), None)
+            if offer is None:
+                return False
+            self._queue.remove(offer)
         self._end(offer, skipped="memory")
         return True
 
@@ -142,7 +138,7 @@ class WriteBack:
         """Wait until everything offered has ended; False when the time was too short."""
         until = time.monotonic() + longest_s
         with self._changed:
-            while self._queue or self._running or self._finishing or self._busy:
+            while self._finishing or self._busy or any(j.pending for j in self._journals.values()):
                 if not self._changed.wait(max(0.0, until - time.monotonic())):
                     return False
         return True
@@ -179,7 +175,6 @@ class WriteBack:
             if not self._queue:
                 return self._finishing.popleft()
             offer = self._queue.popleft()
-            offer.stage = _Stage.RUNNING
             self._running.add(offer)
             return offer
 
@@ -192,8 +187,19 @@ class WriteBack:
         except (StoreError, OSError) as error:
             self.pause(str(error))
         finally:
+            due = self._is_sync_due(offer.journal)
             self._end(offer, skipped)
-        self._sync_now_and_then(offer.journal)
+        if due:
+            self._sync_now_and_then(offer.journal)
+
+    def _is_sync_due(self, journal: _Journal) -> bool:
+        """Say whether to sync now; if so, the journal stays open until that is done."""
+        with self._changed:
+            due = journal.unsynced_bytes >= _SYNC_EVERY_BYTES
+            if due:
+                journal.unsynced_bytes = 0
+                journal.pending += 1
+            return due
 
     def _write_chunk(self, offer: _Offer) -> str | None:
         """Write one chunk; return why it was skipped, or None."""
@@ -201,7 +207,10 @@ class WriteBack:
         if time.monotonic() < self._paused_until_s or not self._has_room(journal):
             return "full"
         crc = checksums.crc64nvme(data) if offer.crc64nvme is None else offer.crc64nvme
-        stored.write(offer.chunk, data, blake3(data).digest(), crc)
+        digest = blake3(data).digest()
+        if offer.abandoned:  # the hash may be one of bytes that the caller wrote
+            return "abandoned"
+        stored.write(offer.chunk, data, digest, crc)
         if offer.abandoned:
             stored.drop(offer.chunk)
             return "abandoned"
@@ -213,12 +222,20 @@ class WriteBack:
         if skipped is not None:
             metrics.SKIPPED_CHUNKS.labels(skipped).inc()
         metrics.QUEUED_CHUNKS.dec()
-        journal = offer.journal
-        journal.stored.unlock(offer.chunk)
-        offer.lease.release()
+        try:
+            offer.journal.stored.unlock(offer.chunk)
+        except StoreError as error:  # closed: its locks went with it
+            log.debug("cannot unlock chunk %d: %s", offer.chunk, error)
+        try:
+            offer.lease.release()
+        finally:
+            with self._changed:
+                self._running.discard(offer)
+            self._leave(offer.journal)
+
+    def _leave(self, journal: _Journal) -> None:
+        """Count one user of the journal less; the last one has it closed."""
         with self._changed:
-            offer.stage = _Stage.ENDED
-            self._running.discard(offer)
             journal.pending -= 1
             if journal.pending == 0 and journal.verdicts:
                 self._finishing.append(journal)
@@ -227,14 +244,13 @@ class WriteBack:
 
     def _sync_now_and_then(self, journal: _Journal) -> None:
         """Bound what a power loss can take. Never on the last chunk: `finish` seals."""
-        stored = journal.stored
-        if journal.unsynced_bytes < _SYNC_EVERY_BYTES or stored.present_bytes() >= stored.blob.size:
-            return
-        journal.unsynced_bytes = 0
         try:
-            stored.sync()
+            if _missing_bytes(journal):
+                journal.stored.sync()
         except StoreError as error:
             self.pause(str(error))
+        finally:
+            self._leave(journal)
 
     # Settling
 
@@ -252,7 +268,12 @@ class WriteBack:
         if slab is None:
             self._end(offer, skipped="memory")
             return
-        copy(offer.lease.view, slab.view)
+        try:
+            copy(offer.lease.view, slab.view)
+        except BaseException:  # a Ctrl-C in the caller's thread: nobody else knows of this offer
+            slab.release()
+            self._end(offer, skipped="failed")
+            raise
         offer.lease.release()
         with self._changed:
             offer.lease, offer.owner = slab, None
@@ -317,8 +338,9 @@ class WriteBack:
 
     def _promised_bytes(self, store: Store) -> int:
         with self._changed:
+            # Under the lock: a journal leaves before its blob is closed.
             others = [j for j in self._journals.values() if j.room and j.store is store]
-        return sum(_missing_bytes(journal) for journal in others)
+            return sum(_missing_bytes(journal) for journal in others)
 
     def pause(self, cause: str) -> None:
         """Stop writing for a while, and say so once."""

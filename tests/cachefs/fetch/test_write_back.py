@@ -1,0 +1,133 @@
+"""The write-back where a disk hangs, a caller interrupts or a store goes away."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.cachefs.fetch.sources import BufferLanding, FakeSource, content
+from tests.conftest import LogWatch
+
+from weightstream.cachefs.blob import Blob
+from weightstream.cachefs.fetch import Engine, Flow, Wanted
+from weightstream.cachefs.fetch import flow as flow_module
+from weightstream.cachefs.store import Store, StoredBlob, write_back
+from weightstream.settings import Settings
+
+CHUNK = 256 << 10
+SIZE = 10 * CHUNK + 12345
+BLOB = Blob("s3://bucket/model.safetensors", SIZE, "v1")
+DATA = content(SIZE)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    settings = Settings(store=tmp_path / "store", chunk_size=CHUNK, store_min_free_bytes=0)
+    store = Store.open(settings)
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def engine(store: Store) -> Iterator[Engine]:
+    settings = Settings(
+        store=store.path, chunk_size=CHUNK, range_size=CHUNK, store_min_free_bytes=0
+    )
+    engine = Engine(settings)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def go(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Hold every write to the store until the event is set."""
+    go, write = threading.Event(), StoredBlob.write
+
+    def wait(self: StoredBlob, i: int, data: memoryview, digest: bytes, crc64: int) -> None:
+        go.wait(20)
+        write(self, i, data, digest, crc64)
+
+    monkeypatch.setattr(StoredBlob, "write", wait)
+    yield go
+    go.set()
+
+
+def loaded(engine: Engine, store: Store | None, blob: Blob = BLOB) -> Flow:
+    source = FakeSource({blob: DATA[: blob.size]})
+    flow = engine.start([Wanted(blob, BufferLanding(blob), (blob.whole(),))], source, store)
+    flow.join()
+    return flow
+
+
+def seconds(what: Callable[[], object]) -> float:
+    begun = time.monotonic()
+    what()
+    return time.monotonic() - begun
+
+
+def test_a_disk_that_hangs_is_waited_for_once(
+    engine: Engine,
+    store: Store,
+    go: threading.Event,
+    monkeypatch: pytest.MonkeyPatch,
+    expect_log: LogWatch,
+) -> None:
+    monkeypatch.setattr(flow_module, "_SETTLE_S", 0.5)
+    expect_log("write-back of .* hangs")
+    flow = loaded(engine, store)
+    assert seconds(flow.settle) >= 0.5
+    assert seconds(flow.close) < 0.4
+
+
+def test_chunks_in_the_readers_memory_are_not_shed(
+    engine: Engine, store: Store, go: threading.Event
+) -> None:
+    """Skipping them would free nothing for the flow that has no memory."""
+    with loaded(engine, store):
+        assert not engine.write_back.shed()
+    assert engine.write_back.shed()  # settled: they lie in slabs now
+    go.set()
+
+
+def test_an_interrupted_settle_leaves_no_chunk_behind(
+    engine: Engine, store: Store, go: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(source: memoryview, target: memoryview) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    with loaded(engine, store) as flow:
+        monkeypatch.setattr(write_back, "copy", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            flow.settle()
+        go.set()
+    assert engine.write_back.drain(10)
+    stored = store.find_blob(BLOB)
+    assert stored is not None
+    with stored:
+        assert SIZE - CHUNK <= stored.present_bytes() < SIZE
+        assert all(stored.try_lock(i) for i in range(stored.n_chunks))
+
+
+def test_a_store_closed_under_a_flow_frees_everything(
+    engine: Engine, store: Store, go: threading.Event, expect_log: LogWatch
+) -> None:
+    expect_log("going on without the store: .* was closed in the store")
+    flow = loaded(engine, store)
+    store.close()
+    go.set()
+    assert seconds(flow.close) < 5
+    assert engine.write_back.drain(10)
+
+
+def test_a_blob_synced_on_the_way_is_sealed_at_the_end(
+    engine: Engine, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write_back, "_SYNC_EVERY_BYTES", CHUNK)
+    loaded(engine, store).close()
+    assert engine.write_back.drain(10)
+    stored = store.find_blob(BLOB)
+    assert stored is not None
+    with stored:
+        assert stored.complete

@@ -202,7 +202,7 @@ class Engine:
         self._hire()
 
     def _watch(self) -> None:
-        """Hedge stragglers, wake throttled flows; ends with the last flow."""
+        """Hedge stragglers, hold deadlines, wake throttled flows; ends with the last flow."""
         while True:
             time.sleep(_WATCH_S)
             with self._changed:
@@ -212,13 +212,21 @@ class Engine:
                     self._watching = False
                     break
             metrics.BUDGET_USED_BYTES.set(self.budget.used_bytes)
-            if self.settings.hedge == "on":
-                for flow in flows:
+            for flow in flows:
+                self._expire_overdue(flow)
+                if self.settings.hedge == "on":
                     self._hedge_stragglers(flow)
             if any(flow.quiet_until_s for flow in flows):
                 self._kick()
         self.slabs.trim()
         metrics.BUDGET_USED_BYTES.set(self.budget.used_bytes)
+
+    def _expire_overdue(self, flow: Flow) -> None:
+        """Hold ranges to their deadline where the source's own time limits do not end them."""
+        limit_s = self.settings.deadline_s + self.settings.stall_timeout_s
+        for job in tuple(flow.jobs):
+            if not job.from_store and time.monotonic() - job.heard_s > limit_s:
+                job.expire()
 
     def _hedge_stragglers(self, flow: Flow) -> None:
         now = time.monotonic()

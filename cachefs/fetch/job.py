@@ -15,7 +15,12 @@ from weightstream.cachefs.fetch.retry import delay_s
 from weightstream.cachefs.fetch.slabs import Slab, SlabPool
 from weightstream.cachefs.fetch.source import Source
 from weightstream.cachefs.store.write_back import copy
-from weightstream.errors import LoadCancelled, ProtocolError, WeightstreamError
+from weightstream.errors import (
+    LoadCancelled,
+    ProtocolError,
+    UnavailableError,
+    WeightstreamError,
+)
 
 if TYPE_CHECKING:
     from weightstream.cachefs.fetch.flow import Flow
@@ -68,6 +73,7 @@ class Job:
         self.position = 0
         self.begun_s = self.heard_s = self.asked_s = time.monotonic()
         self.hedged = False
+        self._expired = False
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._attempt: Attempt | None = None
@@ -94,7 +100,7 @@ class Job:
                         break
                     failures = failures + 1 if self.position == last_position else 0
                     last_position = self.position
-                    self._pause_or_raise(error, failures, deadline_s)
+                    self._pause_or_raise(self._meant(error), failures, deadline_s)
         finally:
             self._end()
 
@@ -117,6 +123,14 @@ class Job:
         self.position += count
         self.heard_s = time.monotonic()
         self.flow.arrived(self, Extent(begin, begin + count))
+
+    def _meant(self, error: WeightstreamError) -> WeightstreamError:
+        """Tell the end of an attempt that we broke off for its slowness from a real cancel."""
+        if not (self._expired and isinstance(error, LoadCancelled)) or self.flow.ended:
+            return error
+        slow = UnavailableError(str(error))
+        slow.__cause__ = error
+        return slow
 
     def _pause_or_raise(self, error: WeightstreamError, failures: int, deadline_s: float) -> None:
         if self.flow.ended:
@@ -156,6 +170,13 @@ class Job:
         for one in (attempt, hedge):
             if one is not None:
                 one.cancel()
+
+    def expire(self) -> None:
+        """Break off an attempt that is not silent but brings nothing: a head sent byte by byte."""
+        with self._lock:
+            self._expired, attempt = True, self._attempt
+        if attempt is not None:
+            attempt.cancel()
 
     def hedge(self, source: Source, slabs: SlabPool) -> None:
         """Read the rest of the range a second time, into memory of its own; the first one wins.

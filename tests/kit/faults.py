@@ -55,7 +55,7 @@ class Status:
     status: int
     code: str = ""
     message: str = "injected"
-    retry_after_s: int | None = None
+    retry_after_s: int | str | None = None
 
 
 SLOW_DOWN = Status(503, "SlowDown", "Please reduce your request rate.")
@@ -125,6 +125,13 @@ class Drip:
 
 
 @dataclass(frozen=True, slots=True)
+class DripHead:
+    """Send status line and headers at this rate: no silence, and no answer either."""
+
+    rate_bytes_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Latency:
     """Wait before the request goes on to the server."""
 
@@ -168,6 +175,7 @@ Fault = (
     | Length
     | Stall
     | Drip
+    | DripHead
     | Latency
     | Corrupt
     | IgnoreRange

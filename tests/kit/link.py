@@ -137,13 +137,22 @@ class Link:
         empty = request.method == "HEAD" or head.status in (204, 304)
         length = 0 if empty else int(get(head.headers, "content-length") or 0)
         exchange.status = head.status
-        self.client.sock.sendall(_altered(head, hit).encode())
+        self._send_head(_altered(head, hit), hit)
         offset = 0 if ignore_range or request.range is None else request.range[0]
         self._send_body(length, offset, exchange, hit)
         if any(isinstance(x, f.Length) for x in hit):
             raise Hangup(reset=False)
         if (get(head.headers, "connection") or "").lower() == "close":
             self.close_upstream()
+
+    def _send_head(self, head: Response, hit: list[f.Fault]) -> None:
+        rates = [x.rate_bytes_s for x in hit if isinstance(x, f.DripHead)]
+        if not rates:
+            self.client.sock.sendall(head.encode())
+            return
+        for byte in head.encode():
+            self.client.sock.sendall(bytes([byte]))
+            self._pause(1 / rates[0])
 
     def _ask(self, request: Request, body: bytes) -> Response:
         for attempt in (1, 2):  # the server may have closed an idle connection meanwhile

@@ -43,7 +43,7 @@ class Engine:
         self.settings = settings
         self.budget = MemoryBudget(budget_bytes(settings.memory_budget))
         self.slabs = SlabPool(self.budget)
-        self.slabs.on_release = self._kick
+        self.slabs.on_release = self._slab_is_back
         self.write_back = WriteBack(self.slabs)
         limit = settings.concurrency or settings.max_concurrency
         start = settings.concurrency or min(Concurrency().target, limit)
@@ -112,12 +112,23 @@ class Engine:
             self._hire()
             self._changed.notify_all()
 
+    def _slab_is_back(self) -> None:
+        """Let whoever has no memory ask again; nobody here: an idle engine keeps none."""
+        self._kick()
+        if not self._flows:
+            self.slabs.trim()
+
     def _hire(self) -> None:
         """Start threads up to the target, or to what is left to do; the lock is held."""
         left = sum(flow.left for flow in self._flows if not flow.ended)
         while self._threads < min(self._target(), left):
+            try:
+                threading.Thread(target=self._work, daemon=True, name="weightstream-fetch").start()
+            except RuntimeError:  # a limit on threads: those there are have to do
+                if not self._threads:
+                    raise
+                return
             self._threads += 1
-            threading.Thread(target=self._work, daemon=True, name="weightstream-fetch").start()
 
     def _target(self) -> int:
         return self._concurrency.target
@@ -142,9 +153,10 @@ class Engine:
                     self._busy += 1
             if free:
                 job = self._claim()
-                if job is not None:
-                    return job
                 with self._changed:
+                    if job is not None:
+                        self._changed.notify()  # who polled gets busy: somebody else polls
+                        return job
                     self._busy -= 1
                     self._window_saturated = False
             with self._changed:

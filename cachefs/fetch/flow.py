@@ -6,6 +6,7 @@ for memory.
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -70,6 +71,8 @@ class Flow:
         self.jobs: set[Job] = set()
         self.job_seconds: list[float] = []
         self.stopping = False
+        self._parted = False
+        self._process = os.getpid()
         self.throttled = False
         self.quiet_until_s = 0.0
         if any(not check.answered for check in self._checks.values()):
@@ -85,7 +88,7 @@ class Flow:
         parts = self._by_blob.get(blob)
         if parts is None:
             raise UsageError(f"{blob.uri} is not part of this flow")
-        self._wait_until(lambda: any(p.has_landed(extent) for p in parts), timeout_s)
+        self._wait_until(lambda: all(p.has_landed(extent) for p in parts), timeout_s)
 
     def join(self) -> None:
         """Return when everything has landed and passed its checks; raise what went wrong."""
@@ -113,9 +116,14 @@ class Flow:
         return self._meter.snapshot()
 
     def close(self) -> None:
-        """Cancel what is left. When it returns, no thread touches the landings. Idempotent."""
+        """Cancel what is left. When it returns, no thread touches the landings. Idempotent.
+
+        In a forked child there is nothing to end: the threads are the parent's.
+        """
+        if os.getpid() != self._process:
+            return
         with self._lock:
-            first, self.stopping = not self.stopping, True
+            self.stopping = True
             jobs = list(self.jobs)
         for job in jobs:
             job.cancel()
@@ -123,10 +131,13 @@ class Flow:
         with self._changed:
             while self.jobs:
                 self._changed.wait()
+            first, self._parted = not self._parted, True
             self._changed.notify_all()
         if first:
-            self.settle()
-            self._part_with_store()
+            try:
+                self.settle()
+            finally:
+                self._part_with_store()
 
     def __enter__(self) -> "Flow":
         return self
@@ -144,8 +155,7 @@ class Flow:
     @property
     def polls(self) -> bool:
         """Say that a claim may succeed later without anybody's kick."""
-        refused = time.monotonic() < self._refused_until_s + _REFUSED_S
-        return refused or self._claims.waits_for_others
+        return self._refused_until_s > 0 or self._claims.waits_for_others
 
     @property
     def urgency(self) -> Priority:
@@ -162,6 +172,7 @@ class Flow:
         with self._claiming:
             if self.ended or time.monotonic() < self._refused_until_s:
                 return None
+            self._refused_until_s = 0.0
             run = self._claims.next_run()
             if run is None:
                 return None

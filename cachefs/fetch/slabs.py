@@ -70,7 +70,11 @@ class SlabPool:
         while not self._budget.try_acquire(size):
             if not self._drop_one():
                 return None
-        return allocate(size)
+        try:
+            return allocate(size)
+        except BaseException:
+            self._budget.release(size)
+            raise
 
     def _drop_one(self) -> bool:
         for idle in self._idle.values():

@@ -148,9 +148,16 @@ class WriteBack:
     def _wake(self) -> None:
         """Start or wake a thread; the lock is held."""
         if self._threads < self._most_threads and self._threads == self._busy:
-            self._threads += 1
-            threading.Thread(target=self._run, name="weightstream-write-back", daemon=True).start()
+            self._hire()
         self._changed.notify_all()
+
+    def _hire(self) -> None:
+        try:
+            threading.Thread(target=self._run, name="weightstream-write-back", daemon=True).start()
+        except RuntimeError as error:  # a limit on threads, or the interpreter ends
+            log.debug("no thread more for write-back than %d: %s", self._threads, error)
+            return
+        self._threads += 1
 
     def _run(self) -> None:
         while (task := self._next()) is not None:

@@ -1,5 +1,7 @@
 """The engine against programmable sources: order, retries, hedges, cancellation, checks."""
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from tests.conftest import LogWatch
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch import Engine, Flow, Priority, Wanted
 from weightstream.cachefs.origin import Checksum
+from weightstream.cachefs.store import Store
 from weightstream.errors import (
     AccessDeniedError,
     IntegrityError,
@@ -169,6 +172,56 @@ def test_one_straggler_is_hedged(engine: Engine) -> None:
     assert time.monotonic() - begun < 10
 
 
+def test_a_reader_waits_for_every_part_of_a_blob(engine: Engine) -> None:
+    source = FakeSource({BLOB: DATA}, lambda request, sent: request.sleep(0.3))
+    first = Wanted(BLOB, BufferLanding(BLOB), (Extent(0, CHUNK),))
+    second = Wanted(BLOB, BufferLanding(BLOB), (Extent(CHUNK, 2 * CHUNK),))
+    with engine.start([first, second], source, None) as flow, pytest.raises(TimeoutError):
+        flow.wait(BLOB, Extent(0, 10), timeout_s=0.05)
+
+
+def test_a_forked_child_need_not_wait_for_its_parents_threads(engine: Engine) -> None:
+    flow, _ = start(engine, FakeSource({BLOB: DATA}, lambda request, sent: request.sleep(5)))
+    with flow:
+        while not flow.jobs:
+            time.sleep(0.001)
+        child = os.fork()
+        if child == 0:
+            flow.close()
+            os._exit(7)
+        until = time.monotonic() + 5
+        while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < until:
+            time.sleep(0.01)
+        if ended == (0, 0):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(ended[1]) == 7
+
+
+def test_a_waiter_that_got_busy_leaves_no_piece_unwatched(
+    settings: Settings,
+) -> None:
+    """Chunks are held elsewhere, the thread that looks for them gets a long job: others look."""
+    engine = Engine(settings.model_copy(update={"write_back": "on", "concurrency": 2}))
+    with Store.open(settings) as store, store.open_blob(BLOB) as holder:
+        assert holder.try_lock(1)
+        assert holder.try_lock(2)
+
+        def behave(request: Request, sent: int) -> None:
+            if request.extent.start == CHUNK:
+                request.sleep(3)
+
+        extents = (Extent(CHUNK, 3 * CHUNK),)
+        wanted = Wanted(BLOB, BufferLanding(BLOB), extents)
+        with engine.start([wanted], FakeSource({BLOB: DATA}, behave), store) as flow:
+            time.sleep(0.3)
+            holder.unlock(1)
+            time.sleep(0.3)
+            holder.unlock(2)
+            flow.wait(BLOB, Extent(2 * CHUNK, 3 * CHUNK), timeout_s=1)
+        assert engine.write_back.drain(10)
+
+
 def test_demand_goes_first(settings: Settings) -> None:
     engine = Engine(settings.model_copy(update={"concurrency": 1}))
     first = threading.Event()
@@ -192,7 +245,11 @@ def test_an_urgent_flow_overtakes_a_background_one(settings: Settings) -> None:
     engine = Engine(settings.model_copy(update={"concurrency": 1}))
     other = Blob("s3://bucket/other", SIZE, "v1")
     go = threading.Event()
-    source = FakeSource({BLOB: DATA, other: DATA}, lambda request, sent: None if go.wait(10) else None)
+
+    def behave(request: Request, sent: int) -> None:
+        go.wait(10)
+
+    source = FakeSource({BLOB: DATA, other: DATA}, behave)
     fill = Wanted(BLOB, BufferLanding(BLOB), (BLOB.whole(),), Priority.BACKGROUND)
     need = Wanted(other, BufferLanding(other), (Extent(0, CHUNK),), Priority.DEMAND)
     with engine.start([fill], source, None) as background:

@@ -86,8 +86,7 @@ def test_chunks_in_the_readers_memory_are_not_shed(
     """Skipping them would free nothing for the flow that has no memory."""
     with loaded(engine, store):
         assert not engine.write_back.shed()
-    assert engine.write_back.shed()  # settled: they lie in slabs now
-    go.set()
+        go.set()
 
 
 def test_an_interrupted_settle_leaves_no_chunk_behind(
@@ -131,3 +130,35 @@ def test_a_blob_synced_on_the_way_is_sealed_at_the_end(
     assert stored is not None
     with stored:
         assert stored.complete
+
+
+def test_without_a_thread_more_those_there_are_must_do(
+    engine: Engine, store: Store, go: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = threading.Thread.start
+
+    def limited(self: threading.Thread) -> None:
+        if self.name == "weightstream-write-back" and engine.write_back._threads:
+            raise RuntimeError("can't start new thread")
+        if self.name == "weightstream-fetch" and engine._threads:
+            raise RuntimeError("can't start new thread")
+        begin(self)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    flow = loaded(engine, store)
+    assert (engine._threads, engine.write_back._threads) == (1, 1)
+    go.set()
+    flow.close()
+    assert engine.write_back.drain(10)
+
+
+def test_an_idle_engine_keeps_no_memory(engine: Engine, store: Store, go: threading.Event) -> None:
+    """Slabs come back from the write-back after the last flow has ended."""
+    flow = loaded(engine, store)
+    threading.Timer(0.3, go.set).start()
+    flow.close()
+    assert engine.write_back.drain(10)
+    until = time.monotonic() + 5
+    while engine.budget.used_bytes and time.monotonic() < until:
+        time.sleep(0.01)
+    assert engine.budget.used_bytes == 0

@@ -59,7 +59,7 @@ class Claims:
         for part in parts:
             self._pending[part.priority].extend(part.planned)
         self._elsewhere: list[Piece] = []
-        self._looked_s = 0.0
+        self._look_again_s = 0.0
 
     @property
     def waits_for_others(self) -> bool:
@@ -81,7 +81,7 @@ class Claims:
     def next_run(self) -> Run | None:
         """Return what to fetch next, or None when nothing can be fetched now."""
         now = time.monotonic()
-        if self._elsewhere and now - self._looked_s >= POLL_S:
+        if self._elsewhere and now >= self._look_again_s:
             self._look_elsewhere(now)
         while (piece := self._pop()) is not None:
             way = self._way(piece)
@@ -152,13 +152,17 @@ class Claims:
 
     def _look_elsewhere(self, now: float) -> None:
         """Bring back the pieces whose chunk has come, whose lock is free or whose time is up."""
-        self._looked_s = now
         back = [piece for piece in self._elsewhere if self._comes_back(piece, now)]
-        self._elsewhere = [piece for piece in self._elsewhere if piece not in set(back)]
+        gone = set(back)
+        self._elsewhere = [piece for piece in self._elsewhere if piece not in gone]
         if any(not piece.alone for piece in back):
             for piece in self._elsewhere:
                 piece.elsewhere_since = now  # the others make progress: patience begins anew
         self.put_back(back)
+        # A model of thousands of chunks elsewhere takes longer to look at than a poll: a tenth of
+        # the time may go into it.
+        done = time.monotonic()
+        self._look_again_s = done + max(POLL_S, 9 * (done - now))
 
     def _comes_back(self, piece: Piece, now: float) -> bool:
         stored = piece.part.stored

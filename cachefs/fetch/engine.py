@@ -20,7 +20,7 @@ from weightstream.cachefs.fetch.budget import MemoryBudget, budget_bytes
 from weightstream.cachefs.fetch.claims import POLL_S, Claims
 from weightstream.cachefs.fetch.concurrency import Concurrency, Window
 from weightstream.cachefs.fetch.flow import Flow
-from weightstream.cachefs.fetch.hedge import lags
+from weightstream.cachefs.fetch.hedge import lags, most
 from weightstream.cachefs.fetch.job import Job
 from weightstream.cachefs.fetch.landing import Wanted
 from weightstream.cachefs.fetch.piece import Part
@@ -243,11 +243,14 @@ class Engine:
     def _hedge_stragglers(self, flow: Flow) -> None:
         now = time.monotonic()
         typical_s = statistics.median(flow.job_seconds[-32:]) if flow.job_seconds else None
-        for job in tuple(flow.jobs):
+        jobs = tuple(flow.jobs)
+        room = most(len(jobs)) - sum(job.hedged for job in jobs)
+        for job in sorted(jobs, key=lambda job: job.begun_s):
             silent_s = now - max(job.heard_s, job.asked_s)
             if job.from_store or job.hedged:
                 continue
-            if lags(now - job.asked_s, silent_s, typical_s):
+            if room > 0 and lags(now - job.asked_s, silent_s, typical_s):
+                room -= 1
                 job.hedged = True
                 flow.hedged()
                 threading.Thread(

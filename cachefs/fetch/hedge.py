@@ -2,6 +2,7 @@
 
 _LEAST_S = 1.0
 _FACTOR = 4.0
+_SHARE = 4
 
 
 def lags(elapsed_s: float, silent_s: float, typical_s: float | None) -> bool:
@@ -15,3 +16,12 @@ def lags(elapsed_s: float, silent_s: float, typical_s: float | None) -> bool:
     if silent_s > patience:
         return True
     return typical_s is not None and elapsed_s > 2 * patience
+
+
+def most(in_flight: int) -> int:
+    """Return how many of a flow's ranges may be hedged at a time.
+
+    When more than a few are silent it is the link that stalls: asking for everything twice would
+    cost a slab for each, and the link twice the bytes as soon as it moves again.
+    """
+    return max(1, in_flight // _SHARE)

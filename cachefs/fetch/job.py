@@ -188,25 +188,30 @@ class Job:
         slab = slabs.try_take(len(self.extent) - start)
         if slab is None:
             return
-        attempt = Attempt(lambda _: None)
-        with self._lock:
-            self._hedge_attempt = attempt
-            if self._ended:
-                attempt.cancel()
+        won = False
         try:
-            source.read_into(self.blob, self.extent.start + start, slab.view, attempt)
+            won = self._race(source, start, slab)
         except WeightstreamError as error:
             log.debug("hedge of %s %s failed: %s", self.blob.uri, self.extent, error)
-            slab.release()
-            return
-        with self._lock:
-            won, self._rescue = not self._ended, (start, slab)
+        finally:
             if not won:
-                self._rescue = None
+                slab.release()
         if won:
             self.cancel()
-        else:
-            slab.release()
+
+    def _race(self, source: Source, start: int, slab: Slab) -> bool:
+        """Read into `slab`; True when it is the reading thread's now, to copy from."""
+        attempt = Attempt(lambda _: None)
+        with self._lock:
+            if self._ended:
+                return False  # the source may be closed by now
+            self._hedge_attempt = attempt
+        source.read_into(self.blob, self.extent.start + start, slab.view, attempt)
+        with self._lock:
+            if self._ended:
+                return False
+            self._rescue = start, slab
+            return True
 
     def _take_rescue(self) -> bool:
         """Copy what the hedge brought beyond our own position; False when there is no hedge."""
@@ -216,8 +221,9 @@ class Job:
             return False
         start, slab = rescue
         done = self.position
-        copy(slab.view[done - start :], self.lease.view[done:])
+        if done < len(self.extent):  # or it had the last byte, and failed after it
+            copy(slab.view[done - start :], self.lease.view[done:])
+            metrics.HEDGES_WON.inc()
         slab.release()
-        metrics.HEDGES_WON.inc()
         self._advance(len(self.extent) - done)
         return True

@@ -20,6 +20,7 @@ from tests.conftest import LogWatch
 
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch import Engine, Flow, Priority, Wanted
+from weightstream.cachefs.fetch.source import Transfer
 from weightstream.cachefs.origin import Checksum
 from weightstream.cachefs.store import Store
 from weightstream.errors import (
@@ -170,6 +171,66 @@ def test_one_straggler_is_hedged(engine: Engine) -> None:
         assert flow.progress().hedges == 1
     assert landing.data == DATA
     assert time.monotonic() - begun < 10
+
+
+def test_a_link_that_stalls_is_not_asked_for_everything_twice(settings: Settings) -> None:
+    engine = Engine(settings.model_copy(update={"concurrency": 10}))
+    stall = FakeSource({BLOB: DATA}, lambda request, sent: None if sent else request.sleep(1.6))
+    flow, landing = start(engine, stall)
+    with flow:
+        flow.join()
+        assert 1 <= flow.progress().hedges <= 4
+    assert landing.data == DATA
+
+
+def test_a_range_that_fails_after_its_last_byte_is_whole(engine: Engine) -> None:
+    """Its hedge has come meanwhile, and there is nothing left to copy from it."""
+
+    class Late(FakeSource):
+        def read_into(self, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
+            first = not self.requests
+            super().read_into(blob, start, into, transfer)
+            if first:
+                time.sleep(1.5)
+                raise UnavailableError("late")
+
+    one = Blob("s3://bucket/one", CHUNK, "v1")
+    landing = BufferLanding(one)
+
+    def slowly(request: Request, sent: int) -> None:
+        if not request.number and sent > CHUNK // 2:
+            time.sleep(1.4)
+
+    source = Late({one: DATA[:CHUNK]}, slowly)
+    with engine.start([Wanted(one, landing, (one.whole(),))], source, None) as flow:
+        flow.wait(one, one.whole(), timeout_s=10)
+        flow._wait_until(lambda: not flow.left, 10)
+    assert len(source.requests) == 2
+    assert landing.data == DATA[:CHUNK]
+
+
+def test_a_hedge_that_breaks_gives_its_memory_back(engine: Engine) -> None:
+    heard: list[object] = []
+    before, threading.excepthook = threading.excepthook, heard.append
+
+    def behave(request: Request, sent: int) -> None:
+        if request.number:
+            raise ZeroDivisionError("bug")
+        if sent == CHUNK // 2:
+            request.sleep(1.5)
+
+    one = Blob("s3://bucket/one", CHUNK, "v1")
+    try:
+        wanted = Wanted(one, BufferLanding(one), (one.whole(),))
+        with engine.start([wanted], FakeSource({one: DATA[:CHUNK]}, behave), None) as flow:
+            flow.join()
+        until = time.monotonic() + 3
+        while engine.budget.used_bytes and time.monotonic() < until:
+            time.sleep(0.01)
+    finally:
+        threading.excepthook = before
+    assert len(heard) == 1
+    assert engine.budget.used_bytes == 0
 
 
 def test_a_reader_waits_for_every_part_of_a_blob(engine: Engine) -> None:

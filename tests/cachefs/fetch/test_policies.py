@@ -3,7 +3,7 @@
 import pytest
 
 from weightstream.cachefs.fetch.concurrency import Concurrency, Window
-from weightstream.cachefs.fetch.hedge import lags
+from weightstream.cachefs.fetch.hedge import lags, most
 from weightstream.cachefs.fetch.retry import delay_s
 from weightstream.errors import AccessDeniedError, ThrottledError, UnavailableError
 
@@ -100,3 +100,7 @@ def test_stragglers(
     elapsed_s: float, silent_s: float, typical_s: float | None, expected: bool
 ) -> None:
     assert lags(elapsed_s, silent_s, typical_s) is expected
+
+
+def test_most_of_a_flow_is_never_hedged() -> None:
+    assert [most(n) for n in (1, 4, 8, 32)] == [1, 1, 2, 8]

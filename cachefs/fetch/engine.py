@@ -96,9 +96,9 @@ class Engine:
         """Return the blob's place in the store, and whether to keep what is fetched there."""
         if store is None or not wanted.blob.version or not wanted.blob.size:
             return None, False
-        if self.settings.write_back == "off" or not store.writable:
-            return store.find_blob(wanted.blob), False
         try:
+            if self.settings.write_back == "off" or not store.writable:
+                return store.find_blob(wanted.blob), False
             return store.open_blob(wanted.blob), True
         except StoreError as error:
             self.write_back.pause(str(error))

@@ -354,7 +354,7 @@ class Flow:
         with self._judging:
             if self._wrong is None:
                 until_s = time.monotonic() + ANSWER_WAIT_S
-                wrong = {}
+                wrong: dict[Part, WeightstreamError] = {}
                 for part, check in self._checks.items():
                     sums = [(piece.sums, len(piece.extent)) for piece in part.pieces]
                     if (error := check.verdict(sums, until_s)) is not None:

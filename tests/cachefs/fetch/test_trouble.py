@@ -93,7 +93,7 @@ def test_a_landing_that_fails_costs_one_flow(
     assert_still_works(engine)
 
 
-def fail(self: StoredBlob, *_: object) -> bool:
+def fail(self: object, *_: object) -> bool:
     raise StoreError("no locks available")
 
 
@@ -119,4 +119,16 @@ def test_a_store_that_cannot_be_read_is_done_without(
     landing = BufferLanding(BLOB)
     with start(engine, landing, store) as flow:
         flow.wait(BLOB, BLOB.whole(), SOON_S)
+    assert landing.data == DATA
+
+
+def test_a_store_that_cannot_be_searched_is_done_without(
+    settings: Settings, store: Store, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch
+) -> None:
+    expect_log("going on without the store: no locks available")
+    monkeypatch.setattr(Store, "find_blob", fail)
+    landing = BufferLanding(BLOB)
+    off = Engine(settings.model_copy(update={"write_back": "off"}))
+    with start(off, landing, store) as flow:
+        flow.join()
     assert landing.data == DATA

@@ -153,10 +153,10 @@ class Engine:
                     self._busy += 1
             if free:
                 job = self._claim()
+                if job is not None:
+                    self._pass_polling_on()
+                    return job
                 with self._changed:
-                    if job is not None:
-                        self._changed.notify()  # who polled gets busy: somebody else polls
-                        return job
                     self._busy -= 1
                     self._window_saturated = False
             with self._changed:
@@ -164,10 +164,19 @@ class Engine:
                     self._threads -= 1
                     return None
 
+    def _pass_polling_on(self) -> None:
+        """Wake one to poll where needed: this thread may have done it, and gets busy."""
+        if self._needs_polling():
+            with self._changed:
+                self._changed.notify()
+
+    def _needs_polling(self) -> bool:
+        return any(flow.polls for flow in self._flows if not flow.ended)
+
     def _sleep(self, idle_until: float) -> bool:
         """Wait for an event; one thread polls where a flow needs it. False: idle long enough."""
         now = time.monotonic()
-        if not self._polling and any(f.polls for f in self._flows if not f.ended):
+        if not self._polling and self._needs_polling():
             self._polling = True
             try:
                 self._changed.wait(POLL_S)

@@ -31,6 +31,7 @@ class Concurrency:
     settled_rate_bytes_s: float = 0.0
     settled_target: int = 0
     hold_windows: int = 0
+    settling: bool = False
 
     def after(self, window: Window) -> "Concurrency":
         """Return the next state."""
@@ -41,9 +42,12 @@ class Concurrency:
                 settled_target=0,
                 settled_rate_bytes_s=0.0,
                 hold_windows=_THROTTLED_WINDOWS,
+                settling=False,
             )
         if self.hold_windows:
             return replace(self, hold_windows=self.hold_windows - 1)
+        if self.settling:
+            return replace(self, settling=False)
         if not window.saturated:
             return self
         if window.rate_bytes_s >= self.settled_rate_bytes_s * _GAIN:
@@ -56,6 +60,7 @@ class Concurrency:
             target=min(self.limit, self.target * 2),
             settled_target=self.target,
             settled_rate_bytes_s=rate_bytes_s,
+            settling=True,
         )
 
     def _step_back(self) -> "Concurrency":

@@ -56,9 +56,8 @@ class Engine:
         self._busy = 0
         self._polling = False
         self._watching = False
-        self._window_begun_s = time.monotonic()
-        self._window_bytes = 0
-        self._window_saturated = True
+        self._ended_bytes = 0
+        self._open_window()
 
     def start(self, wanted: Sequence[Wanted], source: Source, store: Store | None) -> Flow:
         """Begin to fetch; returns at once. Close the flow when done."""
@@ -67,7 +66,7 @@ class Engine:
         flow = Flow(parts, source, store, self.write_back, self._kick, claims)
         with self._changed:
             if not self._flows:
-                self._window_begun_s, self._window_bytes = time.monotonic(), 0
+                self._open_window()
             self._flows.append(flow)
             if not self._watching:
                 self._watching = True
@@ -199,7 +198,7 @@ class Engine:
         with self._changed:
             self._busy -= 1
             self._events += 1
-            self._window_bytes += job.position
+            self._ended_bytes += job.position
             self._flows = [flow for flow in self._flows if not flow.ended or flow.jobs]
             idle = not self._flows and not self._busy
             self._adapt(job)
@@ -215,12 +214,23 @@ class Engine:
         elapsed_s = time.monotonic() - self._window_begun_s
         if self.settings.concurrency or (elapsed_s < _WINDOW_S and not throttled):
             return
-        window = Window(self._window_bytes / elapsed_s, self._window_saturated, throttled)
+        arrived_bytes = self._arrived_bytes() - self._window_begun_bytes
+        window = Window(arrived_bytes / elapsed_s, self._window_saturated, throttled)
         self._concurrency = self._concurrency.after(window)
-        self._window_begun_s, self._window_bytes = time.monotonic(), 0
-        self._window_saturated = True
+        self._open_window()
         metrics.CONCURRENCY.set(self._target())
         self._hire()
+
+    def _open_window(self) -> None:
+        self._window_begun_s = time.monotonic()
+        self._window_begun_bytes = self._arrived_bytes()
+        self._window_saturated = True
+
+    def _arrived_bytes(self) -> int:
+        """Count every byte so far, those of ranges in flight too: a range of 8 MiB over a slow
+        connection takes longer than a window."""
+        running = (job.position for flow in self._flows for job in tuple(flow.jobs))
+        return self._ended_bytes + sum(running)
 
     def _watch(self) -> None:
         """Hedge stragglers, hold deadlines, wake throttled flows; ends with the last flow."""

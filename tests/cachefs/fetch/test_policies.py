@@ -24,7 +24,7 @@ def climb(link_mb_s: float, per_range_mb_s: float, windows: int, limit: int = 32
 
 
 def test_a_fast_link_with_slow_connections_reaches_the_limit() -> None:
-    assert climb(link_mb_s=100_000, per_range_mb_s=90, windows=4).target == 32
+    assert climb(link_mb_s=100_000, per_range_mb_s=90, windows=6).target == 32
 
 
 def test_a_link_that_four_ranges_fill_stays_near_four() -> None:
@@ -48,6 +48,13 @@ def test_throttling_never_stops_everything() -> None:
 def test_idle_slots_say_nothing_about_the_link() -> None:
     state = Concurrency()
     assert state.after(window(1000, saturated=False)) == state
+
+
+def test_new_requests_are_given_time_to_bring_something() -> None:
+    """The window after a climb sees the old rate; that is not held against the climb."""
+    state = Concurrency().after(window(400))
+    assert state.target == 8
+    assert state.after(window(400)).after(window(800)).target == 16
 
 
 def test_after_a_hold_the_link_is_probed_again() -> None:

@@ -17,6 +17,7 @@ from weightstream.cachefs.fetch.checks import ANSWER_WAIT_S, BlobCheck
 from weightstream.cachefs.fetch.claims import Claims, Run, unlock
 from weightstream.cachefs.fetch.job import Job
 from weightstream.cachefs.fetch.landing import HoldsBack, Lease, Priority
+from weightstream.cachefs.fetch.memory import populate
 from weightstream.cachefs.fetch.piece import Part, Stage
 from weightstream.cachefs.fetch.progress import Meter, Progress
 from weightstream.cachefs.fetch.source import Source
@@ -191,6 +192,8 @@ class Flow:
     def run(self, job: Job, deadline_s: float) -> None:
         """Do a claimed job, on a thread of the engine."""
         try:
+            if job.part.landing.exposes_memory:  # so it is fresh: slabs are used again and again
+                populate(job.lease.view)
             if job.from_store:
                 self._read_store(job)
             else:

@@ -1,10 +1,18 @@
 """Budget and slabs: what is charged is given back, and nothing blocks."""
 
+import ctypes
+import mmap
 from pathlib import Path
 
 from weightstream.cachefs.fetch import budget
 from weightstream.cachefs.fetch.budget import MemoryBudget, budget_bytes, memory_bytes
-from weightstream.cachefs.fetch.memory import PAGE_BYTES, allocate, release_pages
+from weightstream.cachefs.fetch.memory import (
+    PAGE_BYTES,
+    PageCosts,
+    allocate,
+    populate,
+    release_pages,
+)
 from weightstream.cachefs.fetch.slabs import SlabPool
 
 MIB = 1 << 20
@@ -83,3 +91,39 @@ def test_released_pages_leave_their_neighbours_alone() -> None:
     assert memory[:PAGE_BYTES] == b"x" * PAGE_BYTES
     assert memory[PAGE_BYTES : 3 * PAGE_BYTES] == bytes(2 * PAGE_BYTES)
     assert memory[3 * PAGE_BYTES :] == b"x" * PAGE_BYTES
+
+
+def test_huge_pages_are_used_until_they_prove_dearer() -> None:
+    costs = PageCosts()
+    assert costs.prefers_huge
+    costs = costs.after(huge=True, seconds=3e-3).after(huge=False, seconds=0.8e-3)
+    assert not costs.prefers_huge
+
+
+def test_the_cheaper_size_wins_back() -> None:
+    costs = PageCosts(huge_s=3e-3, small_s=0.8e-3)
+    for _ in range(6):
+        costs = costs.after(huge=True, seconds=0.2e-3)
+    assert costs.prefers_huge
+
+
+def test_both_sizes_are_timed_at_first_and_now_and_then() -> None:
+    due = [calls for calls in range(100) if PageCosts(calls=calls).is_due]
+    assert due == [0, 32, 64, 96]
+
+
+def test_populated_memory_is_there_and_keeps_its_bytes() -> None:
+    memory = allocate(16 * MIB)
+    memory[5 * MIB : 5 * MIB + 4] = b"kept"
+    before = resident_pages(memory)
+    populate(memoryview(memory)[: 12 * MIB])
+    assert resident_pages(memory) >= 12 * MIB // PAGE_BYTES > before
+    assert memory[5 * MIB : 5 * MIB + 4] == b"kept"
+
+
+def resident_pages(memory: mmap.mmap) -> int:
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    flags = (ctypes.c_ubyte * (len(memory) // PAGE_BYTES))()
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(memory)), flags) == 0
+    return sum(flag & 1 for flag in flags)

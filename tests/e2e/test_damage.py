@@ -12,6 +12,7 @@ from tests.kit import jobs, models
 from tests.kit.disks import small_disk
 from tests.kit.forked import Forked
 
+from weightstream.cachefs.store import Store
 from weightstream.errors import ForeignStoreError
 
 MIB = 1 << 20
@@ -74,6 +75,22 @@ def test_a_bit_flipped_without_a_trace_is_found_when_asked_to(
     warm.use(verify="always", hedge="off")
     assert warm.loads_right()
     assert 0 < warm.proxy.body_bytes(".safetensors") <= 1 * MIB
+
+
+def test_a_flipped_bit_in_a_blob_that_is_not_complete(warm: Scene) -> None:
+    """Chunks of an unfinished blob are hashed by each process before it uses them."""
+    store = Store.open(warm.settings)
+    blob = next(info.blob for info in store.blobs() if "00002-of" in info.blob.uri)
+    stored = store.find_blob(blob)
+    assert stored is not None
+    stored.drop(1)
+    path = stored.data_path
+    stored.close()
+    store.close()
+    flip(path, 500_000)
+    with Forked(jobs.load, warm.uri, env=warm.env) as other:
+        assert other.result().digest == jobs.digest(models.tensors(warm.files))
+    assert warm.proxy.body_bytes("00002-of") == 2 * MIB
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 1_234_567])

@@ -51,6 +51,8 @@ def test_retry_after_is_honoured(scene: Scene) -> None:
     later = [e for e in seen if e.started_s > refused.ended_s + 0.1]
     assert later
     assert min(e.started_s for e in later) - refused.ended_s > 1.8
+    same = [e for e in seen if (e.path, e.range) == (refused.path, refused.range)]
+    assert same[1].started_s - refused.ended_s > 1.8
 
 
 def test_slow_down_halves_the_requests_in_flight(scene: Scene) -> None:

@@ -59,27 +59,33 @@ class Bench:
     def run(self, cell: Cell) -> tuple[str, list[Sample]]:
         """Sample a cell; return the server's version and the samples."""
         samples: list[Sample] = []
-        with _served(self, cell) as (net, server):
-            if cell.page_cache is None:
-                self._keep_bucket_warm()
-            with _scratch(self.place.work / "store") as store:
-                for number in range(self.repeats):
-                    turn = number % len(cell.variants)
-                    for variant in (*cell.variants[turn:], *cell.variants[:turn]):
-                        found = _Sampling(self, cell, net, server, store).sample(variant, number)
-                        samples += found
-                        for sample in found:
-                            self.report(sample)
+        with (
+            _served(self, cell) as (net, server),
+            self._bucket_in_memory(cell),
+            _scratch(self.place.work / "store") as store,
+        ):
+            for number in range(self.repeats):
+                turn = number % len(cell.variants)
+                for variant in (*cell.variants[turn:], *cell.variants[:turn]):
+                    found = _Sampling(self, cell, net, server, store).sample(variant, number)
+                    samples += found
+                    for sample in found:
+                        self.report(sample)
         return server.version, samples
 
-    def _keep_bucket_warm(self) -> None:
+    @contextmanager
+    def _bucket_in_memory(self, cell: Cell) -> Iterator[None]:
         """Make sure that the server reads from memory; it is not what is measured."""
+        if cell.page_cache is not None:
+            yield
+            return
         folders = (self.place.root / BUCKET).glob(f"{self.prefix}*")
         files = [path for folder in folders for path in measure.files_under(folder)]
-        measure.warm(files)
-        found = measure.residency(files)
-        if found < _WARM_AT_LEAST:
-            raise BenchError(f"only {found:.0%} of the bucket fits in the page cache; use --size")
+        with measure.kept_in_memory(files):
+            found = measure.residency(files)
+            if found < _WARM_AT_LEAST:
+                raise BenchError(f"only {found:.0%} of the bucket fits in memory; use --size")
+            yield
 
 
 @dataclass(frozen=True, slots=True)

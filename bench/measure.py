@@ -8,7 +8,8 @@ import mmap
 import os
 import resource
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _PAGE_BYTES = mmap.PAGESIZE
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+_libc.mlock.argtypes = _libc.munlock.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 def cpu_s() -> float:
@@ -80,6 +82,25 @@ def warm(paths: Iterable[Path]) -> None:
         with path.open("rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
+
+
+@contextmanager
+def kept_in_memory(paths: Iterable[Path]) -> Iterator[None]:
+    """Read the files into the page cache and lock them there, as far as the user may.
+
+    A kernel that reclaims cold pages early (DAMON) would else take a served file away between two
+    samples, and the server's disk would be measured.
+    """
+    with ExitStack() as held:
+        for path in paths:
+            warm([path])
+            if size := path.stat().st_size:
+                file = held.enter_context(path.open("rb"))
+                view = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+                address = ctypes.addressof(ctypes.c_char.from_buffer(view))
+                _libc.mlock(address, size)  # EPERM or ENOMEM without privilege: warm all the same
+                held.callback(_libc.munlock, address, size)
+        yield
 
 
 def residency(paths: Iterable[Path]) -> float:

@@ -83,6 +83,7 @@ class StagedFetch:
                 self._look()
                 continue
             yield target.place, self._staging.hand_over(target)
+            self._staging.let_go(target)
             self._tell()
         self._flow.join()
         self._watch.end_flow(self._flow, self._began_s)

@@ -1,9 +1,10 @@
 """How much may be fetched ahead of the consumer: the bound on a stream's memory.
 
-Counted are the wanted bytes that are in flight or have landed and were not handed over yet. Up to
-half of the memory budget is for them; the other half stays for the slabs they travel in, so that
-one stream cannot starve its own transport. They are charged to the budget as well, where several
-streams and the write-back meet.
+Counted are the wanted bytes that are in flight, or have landed and were not handed over, and the
+tensor that the consumer works on until it comes back for the next one. Up to half of the memory
+budget is for them; the other half stays for the slabs they travel in, so that one stream cannot
+starve its own transport. They are charged to the budget as well, where several streams and the
+write-back meet.
 
 One rule keeps it moving: while the consumer starves, the bytes of the tensor it waits for are let
 through whatever the count says. So a tensor larger than the budget arrives, and two streams that

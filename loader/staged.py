@@ -121,12 +121,17 @@ class Staging:
         memory = target.memory
         if memory is None:
             memory = self.copier.new_target(target.place)
-        tensor = self.copier.finish(memory, target.place)
         target.memory = None
+        return self.copier.finish(memory, target.place)
+
+    def let_go(self, target: Target) -> None:
+        """Stop to count a tensor: the consumer came back for the next one.
+
+        Until then it counts, so that the one that is being used has room in the bound too.
+        """
         count = len(target.place.info.extent)
         if self.gate is not None and count and self.gate.let_go(count):
             self.on_room()
-        return tensor
 
     def _is_ready(self) -> bool:
         if self._in_order:

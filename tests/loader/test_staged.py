@@ -63,6 +63,7 @@ def take(one: Staging, data: bytes) -> str | None:
     tensor = one.hand_over(target)
     extent = target.place.info.extent
     assert bytes(tensor.tolist()) == data[extent.start : extent.stop]
+    one.let_go(target)
     return target.place.name
 
 
@@ -95,6 +96,7 @@ def test_large_tensors_own_huge_memory_and_small_ones_share_the_heap() -> None:
     tensors = []
     while (target := one.next_ready(0)) is not None:
         tensors.append(one.hand_over(target))
+        one.let_go(target)
     assert [t.numel() for t in tensors] == [3 * MIB, 10]
     assert torch.equal(
         tensors[0], torch.frombuffer(bytearray(data[-3 * MIB - 10 : -10]), dtype=torch.uint8)
@@ -220,6 +222,7 @@ def test_many_threads_land_one_model() -> None:
         assert target is not None, "nothing became ready"
         extent = target.place.info.extent
         assert bytes(one.hand_over(target).tolist()) == data[extent.start : extent.stop]
+        one.let_go(target)
         names.add(target.place.name)
     for thread in threads:
         thread.join(5)

@@ -128,6 +128,7 @@ class _Sampling:
             scratch=str(scratch),
             memory=str(memory),
             touch=self.cell.touch,
+            backed_bytes=self.cell.backed_models * self.bench.model.size_bytes,
             gated=self.cell.processes > 1,
             options=variant.options,
         )

@@ -25,6 +25,7 @@ class Job:
     scratch: str = ""  # a fresh folder on disk
     memory: str = ""  # a fresh folder on tmpfs
     touch: Touch = "pages"
+    backed_bytes: int = 0  # free memory that the machine's host shall back before the clock starts
     gated: bool = False  # say "ready" when set up, load after a line on stdin
     options: dict[str, str] = field(default_factory=dict)
 

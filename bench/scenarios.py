@@ -55,6 +55,7 @@ class Cell:
     page_cache: PageCache | None = None  # of the files that the sample reads; None: not local
     touch: Touch = "pages"
     processes: int = 1
+    backed_models: int = 0  # how much free memory the host backs before each sample, in models
 
 
 def cold_name(link: Link, tls: bool) -> str:
@@ -97,8 +98,10 @@ def _cold_cells(link: Link) -> tuple[Cell, ...]:
     secure = (_curl("memory", 2, 8), *_weightstream(), *_runai(SWEEP))
     pair = (_ws(WS_PAIR, "on"),)
     return (
-        Cell(cold_name(link, False), "cold load, loopback, HTTP", plain),
-        Cell(cold_name(link, True), "cold load, loopback, HTTPS", secure, tls=True),
+        Cell(cold_name(link, False), "cold load, loopback, HTTP", plain, backed_models=2),
+        Cell(
+            cold_name(link, True), "cold load, loopback, HTTPS", secure, tls=True, backed_models=2
+        ),
         Cell("pair/loopback/http", "two processes, one cold store", pair, processes=2),
     )
 

@@ -58,6 +58,7 @@ def run(job: Job) -> Outcome:
     chosen = peer(job.peer)
     chosen.setup(job)
     import_s = time.perf_counter() - began_s
+    measure.back_free_memory(job.backed_bytes)
     if job.gated:
         print("ready", flush=True)
         sys.stdin.readline()

@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 
 _REFUSED_S = 0.02
 _SETTLE_S = 10.0
+_PATIENCE = 0.05
+"""What a load may wait for the disk at its end, as a part of its time: nobody notices, and on most
+links it is the difference between all and nearly all of the model kept."""
 
 
 class Flow:
@@ -110,7 +113,8 @@ class Flow:
 
     def settle(self) -> None:
         """End every dependence on the landings' memory, so that the caller may write to it."""
-        self._write_back.settle(self, _SETTLE_S)
+        patience_s = _PATIENCE * self._meter.snapshot().elapsed_s
+        self._write_back.settle(self, patience_s, _SETTLE_S)
 
     def progress(self) -> Progress:
         """Return how far the flow is."""
@@ -250,7 +254,7 @@ class Flow:
         return lease
 
     def _begin(self, run: Run, lease: Lease) -> Job | None:
-        job = Job(self, run, lease)
+        job = Job(self, run, lease)  # pyright: ignore[reportArgumentType]
         with self._lock:
             if not self.stopping:
                 for piece in run.pieces:

@@ -35,6 +35,7 @@ from weightstream.errors import StoreError
 log = logging.getLogger(__name__)
 
 _SYNC_EVERY_BYTES = 512 << 20
+_MOST_COPIED_BYTES = 128 << 20
 _IDLE_S = 2.0
 _PAUSE_AFTER_FAILURE_S = 60.0
 
@@ -98,10 +99,17 @@ class WriteBack:
             metrics.QUEUED_CHUNKS.inc()
             self._wake()
 
-    def settle(self, owner: object, longest_s: float) -> None:
-        """Return when no queued or running write needs the memory of `owner`'s offers any more."""
+    def settle(self, owner: object, patience_s: float, longest_s: float) -> None:
+        """Return when no queued or running write needs the memory of `owner`'s offers any more.
+
+        The disk has `patience_s` to catch up. Of what is queued then, a little is copied, because
+        the memory comes on top of the reader's own, and the rest is skipped.
+        """
+        self._await_queued(owner, patience_s)
+        room_bytes = _MOST_COPIED_BYTES
         while (offer := self._take_back(owner)) is not None:
-            self._copy_or_skip(offer)
+            room_bytes -= len(offer.lease.view)
+            self._copy_or_skip(offer, room_bytes >= 0)
         until = time.monotonic() + longest_s
         with self._changed:
             while any(o.owner is owner and not o.abandoned for o in self._running):
@@ -270,8 +278,15 @@ class WriteBack:
                     return offer
         return None
 
-    def _copy_or_skip(self, offer: _Offer) -> None:
-        slab = self._slabs.try_take(len(offer.lease.view))
+    def _await_queued(self, owner: object, patience_s: float) -> None:
+        until = time.monotonic() + patience_s
+        with self._changed:
+            while any(offer.owner is owner for offer in self._queue):
+                if not self._changed.wait(max(0.0, until - time.monotonic())):
+                    return
+
+    def _copy_or_skip(self, offer: _Offer, may_copy: bool) -> None:
+        slab = self._slabs.try_take(len(offer.lease.view)) if may_copy else None
         if slab is None:
             self._end(offer, skipped="memory")
             return

@@ -1,6 +1,7 @@
 """`load_into`: modules on meta and in memory, tied weights, what torch says of wrong keys."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -121,9 +122,11 @@ def test_dtypes_follow_torchs_rule(tmp_path: Path) -> None:
 
 def test_modules_that_rewrite_state_dicts_get_all_at_once(tmp_path: Path) -> None:
     class Renamed(nn.Linear):
-        def _load_from_state_dict(self, state: dict[str, torch.Tensor], *rest: object) -> None:
-            state["weight"] = state.pop("kernel")
-            super()._load_from_state_dict(state, *rest)
+        def _load_from_state_dict(
+            self, state_dict: dict[str, torch.Tensor], *args: Any, **options: Any
+        ) -> None:
+            state_dict["weight"] = state_dict.pop("kernel")
+            super()._load_from_state_dict(state_dict, *args, **options)
 
     kernel = torch.randn(2, 2)
     save_file({"kernel": kernel, "bias": torch.zeros(2)}, tmp_path / "m.safetensors")

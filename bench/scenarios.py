@@ -98,9 +98,9 @@ def _cold_cells(link: Link) -> tuple[Cell, ...]:
     secure = (_curl("memory", 2, 8), *_weightstream(), *_runai(SWEEP))
     pair = (_ws(WS_PAIR, "on"),)
     return (
-        Cell(cold_name(link, False), "cold load, loopback, HTTP", plain, backed_models=2),
+        Cell(cold_name(link, False), "cold load, loopback, HTTP", plain, backed_models=1),
         Cell(
-            cold_name(link, True), "cold load, loopback, HTTPS", secure, tls=True, backed_models=2
+            cold_name(link, True), "cold load, loopback, HTTPS", secure, tls=True, backed_models=1
         ),
         Cell("pair/loopback/http", "two processes, one cold store", pair, processes=2),
     )

@@ -5,7 +5,7 @@ import mmap
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from weightstream.cachefs.fetch.memory import allocate, populate
+from weightstream.cachefs.fetch.memory import allocate
 from weightstream.loader.plan import Place
 from weightstream.loader.views import torch_shape, torch_type
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 _OWN_MAPPING_BYTES = 1 << 20
 """From here on a tensor gets a mapping of its own, with huge pages where they fit. Smaller ones
 share the heap: a process may have 65,530 mappings, and a model more small tensors than that."""
-
-_POPULATE_BYTES = 8 << 20
 
 
 class Staged(Protocol):
@@ -73,13 +71,7 @@ class HostCopier:
     def new_target(self, place: Place) -> "mmap.mmap | bytearray":
         """Return memory that the tensor will own."""
         count = len(place.info.extent)
-        if count < _OWN_MAPPING_BYTES:
-            return bytearray(count)
-        memory = allocate(count)
-        with memoryview(memory) as view:
-            for start in range(0, count, _POPULATE_BYTES):
-                populate(view[start : start + _POPULATE_BYTES])
-        return memory
+        return allocate(count) if count >= _OWN_MAPPING_BYTES else bytearray(count)
 
     def copy(self, target: object, at: int, slab: Staged, start: int, count: int) -> None:
         """Copy now."""

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 
 from weightstream.cachefs.fetch.budget import MemoryBudget
-from weightstream.cachefs.fetch.memory import allocate, round_up
+from weightstream.cachefs.fetch.memory import allocate, populate, round_up
 
 _CLASS_BYTES = 1 << 20
 
@@ -71,7 +71,9 @@ class SlabPool:
             if not self._drop_one():
                 return None
         try:
-            return allocate(size)
+            memory = allocate(size)
+            populate(memoryview(memory))  # here the cheaper page size is learnt, for tensors too
+            return memory
         except BaseException:
             self._budget.release(size)
             raise

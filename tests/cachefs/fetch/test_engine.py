@@ -387,8 +387,11 @@ def test_the_origins_checksum_is_compared(engine: Engine, algorithm: str) -> Non
 def test_an_empty_blob_is_done_at_once(engine: Engine) -> None:
     empty = Blob("s3://bucket/empty", 0, "v1")
     wanted = Wanted(empty, BufferLanding(empty), (empty.whole(),))
-    with engine.start([wanted], FakeSource({empty: b""}), None) as flow:
+    source = FakeSource({empty: b""})
+    with engine.start([wanted], source, None) as flow:
         flow.join()
+        assert flow.progress().bytes_total == 0
+    assert source.requests == []
 
 
 def test_concurrency_grows_where_it_helps(settings: Settings) -> None:

@@ -168,6 +168,26 @@ class Settings(BaseSettings):
     exit_flush_s: Seconds = Field(
         30.0, ge=0, description="Longest time that process exit waits for write-back."
     )
+    driver: Literal["auto", "kernel", "fuse-python"] = Field(
+        "auto",
+        description="How to mount: `kernel` speaks to /dev/fuse itself (root), `fuse-python` works "
+        "without privileges; auto takes the better one that works here.",
+    )
+    read_ahead: PageBytes = Field(
+        16 << 20,
+        ge=128 << 10,
+        le=1 << 30,
+        description="How far the kernel reads ahead in files of a mount that are still filling.",
+    )
+    fill: OnOff = Field(
+        "on",
+        description="In a mount: fetch whole files, and the shards behind them, once a load began.",
+    )
+    open_wait_s: Seconds = Field(
+        1.0,
+        ge=0,
+        description="In a mount: longest wait of an open for a file whose fill is about to end.",
+    )
     log_level: Level = Field(
         "WARNING", description="Least severe log record that the command line prints to stderr."
     )
@@ -343,6 +363,7 @@ _ARTICLES = {
     "on | off": "on or off",
     "auto | on | off": "auto, on or off",
     "auto | always": "auto or always",
+    "auto | kernel | fuse-python": "auto, kernel or fuse-python",
     "DEBUG | INFO | WARNING | ERROR": "DEBUG, INFO, WARNING or ERROR",
 }
 

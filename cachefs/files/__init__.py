@@ -1,0 +1,1 @@
+"""What a mount shows, whatever the driver: folders, files and their bytes."""

@@ -1,0 +1,1 @@
+"""The drivers of the file system, and the processes behind a mount."""

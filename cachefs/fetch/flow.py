@@ -105,7 +105,14 @@ class Flow:
         """Fetch the pieces of `extent` before everything else: a reader waits for them."""
         for part in self._by_blob.get(blob, []):
             self._claims.boost(part.overlapping(extent))
-        self._kick()
+        self.poke()
+
+    def brings(self, blob: Blob, extent: Extent) -> bool:
+        """Say whether some of `extent` is still to land."""
+        if self.ended:
+            return False
+        pieces = (p for part in self._by_blob.get(blob, []) for p in part.overlapping(extent))
+        return any(piece.stage is not Stage.LANDED for piece in pieces)
 
     def poke(self) -> None:
         """Say that a landing may have memory again."""
@@ -243,13 +250,13 @@ class Flow:
     def _reserve(self, run: Run) -> Lease | None:
         """Ask the landing for memory; a queued write-back gives way to a load that has none.
 
-        Not to a fill in the background: that one exists to be written. And not to a landing whose
-        reader is behind: memory is not what it lacks.
+        Not to a fill in the background: that one exists to be written, unless a reader waits for
+        this very range. And not to a landing whose reader is behind: memory is not what it lacks.
         """
         landing = run.part.landing
         lease = landing.reserve(run.extent)
         behind = isinstance(landing, HoldsBack) and landing.holds_back
-        patient = behind or run.part.priority is Priority.BACKGROUND
+        patient = behind or all(p.priority is Priority.BACKGROUND for p in run.pieces)
         if lease is None and not patient and self._write_back.shed():
             lease = landing.reserve(run.extent)
         return lease

@@ -25,6 +25,11 @@ class Slab:
         self._holds = 1
         self._lock = threading.Lock()
 
+    @property
+    def is_shared(self) -> bool:
+        """Say whether more than one user holds the slab."""
+        return self._holds > 1
+
     def hold(self) -> None:
         """Keep the slab for one more user."""
         with self._lock:

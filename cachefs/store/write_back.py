@@ -73,6 +73,7 @@ class WriteBack:
         self._finishing: deque[_Journal] = deque()
         self._running: set[_Offer] = set()
         self._journals: dict[int, _Journal] = {}
+        self._closing: list[StoredBlob] = []
         self._threads = 0
         self._busy = 0
         self._most_threads = max(1, min(4, os.cpu_count() or 1))
@@ -147,6 +148,15 @@ class WriteBack:
         until = time.monotonic() + longest_s
         with self._changed:
             while self._finishing or self._busy or any(j.pending for j in self._journals.values()):
+                if not self._changed.wait(max(0.0, until - time.monotonic())):
+                    return False
+        return True
+
+    def wait(self, stored: StoredBlob, longest_s: float) -> bool:
+        """Wait until everything offered and finished for one blob has ended; False: it has not."""
+        until = time.monotonic() + longest_s
+        with self._changed:
+            while id(stored) in self._journals or any(one is stored for one in self._closing):
                 if not self._changed.wait(max(0.0, until - time.monotonic())):
                     return False
         return True
@@ -322,7 +332,8 @@ class WriteBack:
             verdicts, journal.verdicts = journal.verdicts, []
             if self._journals.get(id(journal.stored)) is journal:
                 del self._journals[id(journal.stored)]
-        stored = journal.stored
+            stored = journal.stored
+            self._closing.append(stored)
         try:
             if not all(verdicts):
                 for chunk in range(stored.n_chunks):
@@ -334,6 +345,9 @@ class WriteBack:
         finally:
             for _ in verdicts:
                 stored.close()
+            with self._changed:
+                self._closing.remove(stored)
+                self._changed.notify_all()
 
     # Space
 

@@ -16,6 +16,7 @@
     │   ├── StoreFullError         no space left (the load goes on without the store)
     │   ├── StoreReadOnlyError     no permission to write it
     │   └── ForeignStoreError      the directory is not a weightstream store, or of another version
+    ├── MountError                 a mount cannot be made, is busy or does not answer  exit 7
     └── LoadCancelled              the caller closed the load while it ran              exit 130
 
 Messages are one line and name the file, the range, the host and the cause, and never a secret.
@@ -121,6 +122,19 @@ class StoreReadOnlyError(StoreError):
 
 class ForeignStoreError(StoreError):
     """The directory is not a weightstream store, or one of another format version."""
+
+
+class MountError(WeightstreamError):
+    """A mount cannot be made, is busy or does not answer.
+
+    What a mount's own processes report comes with the exit code of what went wrong there.
+    """
+
+    exit_code = 7
+
+    def __init__(self, message: str, exit_code: int = 7) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class LoadCancelled(WeightstreamError):

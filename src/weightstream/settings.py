@@ -89,6 +89,16 @@ def _home(variable: str, fallback: str) -> Path:
     return path if path.is_absolute() else Path.home() / fallback
 
 
+def _run_directory() -> Path:
+    """Return a directory that is empty after a restart of the machine, as mounts are gone then."""
+    if os.geteuid() == 0:
+        return Path("/run/weightstream")
+    base = Path(os.environ.get("XDG_RUNTIME_DIR", ""))
+    return (
+        base / "weightstream" if base.is_absolute() else Path(f"/tmp/weightstream-{os.geteuid()}")
+    )
+
+
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(lt=1 << 63)]
 PageBytes = Annotated[Bytes, AfterValidator(_whole_pages)]
 Count = Annotated[int, BeforeValidator(_no_bool)]
@@ -187,6 +197,10 @@ class Settings(BaseSettings):
         1.0,
         ge=0,
         description="In a mount: longest wait of an open for a file whose fill is about to end.",
+    )
+    run_directory: Directory = Field(
+        default_factory=_run_directory,
+        description="Where this user's mounts are noted, and asked.",
     )
     log_level: Level = Field(
         "WARNING", description="Least severe log record that the command line prints to stderr."
@@ -386,7 +400,14 @@ def _text(name: str, value: object) -> str:
     return format_bytes(size) if size else str(value)
 
 
+# The real defaults name this user.
+_DEFAULTS_OF_USER = {
+    "store": "~/.cache/weightstream",
+    "run_directory": "/run/weightstream, $XDG_RUNTIME_DIR/weightstream",
+}
+
+
 def _default_text(name: str) -> str:
-    if name == "store":  # the real default names this user's home
-        return "~/.cache/weightstream"
+    if name in _DEFAULTS_OF_USER:
+        return _DEFAULTS_OF_USER[name]
     return _text(name, Settings.model_fields[name].default)

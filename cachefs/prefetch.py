@@ -14,7 +14,7 @@ from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch import Engine, Flow, Lease, Priority, Progress, SlabPool, Wanted
 from weightstream.cachefs.fetch import process_engine as engine_of
 from weightstream.cachefs.origin import Origin, open_origin
-from weightstream.cachefs.store import ChunkState, Store, StoredBlob
+from weightstream.cachefs.store import Store
 from weightstream.errors import StoreError, StoreFullError, UsageError
 from weightstream.settings import Settings, format_bytes
 
@@ -123,7 +123,7 @@ class _Prefetch:
                 continue
             with stored:
                 if not stored.complete:
-                    found[blob] = _holes(stored)
+                    found[blob] = stored.holes()
         return found
 
     def _make_room(self, missing: Mapping[Blob, Sequence[Extent]]) -> None:
@@ -189,16 +189,3 @@ class _Prefetch:
 def _total(missing: Mapping[Blob, Sequence[Extent]]) -> int:
     return sum(len(extent) for extents in missing.values() for extent in extents)
 
-
-def _holes(stored: StoredBlob) -> tuple[Extent, ...]:
-    """Return the runs of chunks that are not there or not to be trusted."""
-    holes: list[Extent] = []
-    for i, state in enumerate(stored.states()):
-        if state in (ChunkState.FILLED, ChunkState.DURABLE):
-            continue
-        chunk = stored.chunk(i)
-        if holes and holes[-1].stop == chunk.start:
-            holes[-1] = Extent(holes[-1].start, chunk.stop)
-        else:
-            holes.append(chunk)
-    return tuple(holes)

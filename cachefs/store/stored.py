@@ -6,6 +6,7 @@ and its data file has the stamp it was sealed with. Who may change which state, 
 
 import logging
 import mmap
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,12 @@ from weightstream.cachefs.store.direct import DirectWriter
 from weightstream.cachefs.store.files import OpenFile, read_fully, store_errors
 from weightstream.cachefs.store.locks import survive_fork
 from weightstream.cachefs.store.opening import CHUNK_LOCKS, BlobFiles
-from weightstream.cachefs.store.state import ChunkState, count_present, present_bytes
+from weightstream.cachefs.store.state import (
+    ChunkState,
+    count_present,
+    present_bytes,
+    present_flags,
+)
 from weightstream.cachefs.store.stats import Counters
 from weightstream.cachefs.store.table import MAP_OPTIONS, Entry
 from weightstream.errors import StoreError, StoreReadOnlyError, UsageError
@@ -103,6 +109,19 @@ class StoredBlob:
     def present_bytes(self) -> int:
         """Return how many bytes may be read."""
         return present_bytes(self.states(), self.chunk_size, self.blob.size)
+
+    def holes(self) -> tuple[Extent, ...]:
+        """Return the runs of chunks that are not there or not to be trusted, in file order."""
+        holes: list[Extent] = []
+        for i, present in enumerate(present_flags(self.states())):
+            if present:
+                continue
+            chunk = self.chunk(i)
+            if holes and holes[-1].stop == chunk.start:
+                holes[-1] = Extent(holes[-1].start, chunk.stop)
+            else:
+                holes.append(chunk)
+        return tuple(holes)
 
     @property
     def complete(self) -> bool:
@@ -204,6 +223,12 @@ class StoredBlob:
         _log.warning("cannot read %s of %s: %s", self.chunk(i), self.data_path, why)
         self.drop(i)
         return False
+
+    def open_data(self) -> int:
+        """Return a new read-only descriptor of the data file; the caller closes it."""
+        self._open()
+        with store_errors(f"open {self.data_path}"):
+            return os.open(self.data_path, os.O_RDONLY | os.O_CLOEXEC)
 
     def map(self) -> mmap.mmap:
         """Map a complete blob, privately: what the caller writes stays in its own memory."""

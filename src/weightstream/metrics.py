@@ -22,3 +22,5 @@ SKIPPED_CHUNKS = Counter(
     ["reason"],
 )
 QUEUED_CHUNKS = Gauge("weightstream_write_back_queued_chunks", "Chunks waiting to be written.")
+
+PARKED_READS = Gauge("weightstream_files_parked_reads", "Reads of a mount that wait for bytes.")

@@ -1,0 +1,86 @@
+"""Where fetched bytes land for a mount, and from where reads take them.
+
+Lock: one for the index of ranges, held for dictionary operations only. A slab that a reader or the
+engine holds is never reused, so views are taken outside of it.
+"""
+
+import threading
+
+from weightstream.cachefs.blob import Blob, Extent
+from weightstream.cachefs.fetch.slabs import Slab, SlabPool
+from weightstream.cachefs.files.retained import Landed, Retained
+
+
+class Memory:
+    """The memory of one `Content`. Thread-safe, never waits."""
+
+    def __init__(self, slabs: SlabPool) -> None:
+        self._slabs = slabs
+        self._retained = Retained()
+        self._lock = threading.Lock()
+
+    @property
+    def retained_bytes(self) -> int:
+        """Return how much is kept for readers to come."""
+        with self._lock:
+            return self._retained.bytes_retained
+
+    def reserve(self, blob: Blob, extent: Extent, chunk_bytes: int) -> Slab | None:
+        """Return memory for a range; what was kept for readers gives way to what they ask for."""
+        while (slab := self._slabs.try_take(len(extent))) is None:
+            if not self.drop_one():
+                return None
+        slab.hold()
+        with self._lock:
+            replaced = self._retained.add(Landed(blob, extent, slab, extent.start), chunk_bytes)
+        for older in replaced:
+            older.release()
+        return slab
+
+    def landed(self, blob: Blob, extent: Extent, chunk_bytes: int) -> None:
+        """Hear that bytes of a reserved range are valid."""
+        with self._lock:
+            landed = self._retained.find(blob, extent.start // chunk_bytes)
+            if landed is not None and landed.extent.start <= extent.start <= landed.valid_to:
+                landed.valid_to = max(landed.valid_to, min(extent.stop, landed.extent.stop))
+
+    def hold(self, blob: Blob, extent: Extent, chunk_bytes: int) -> Landed | None:
+        """Return the range that has these bytes of one chunk, held until `release`; None: gone."""
+        with self._lock:
+            landed = self._retained.find(blob, extent.start // chunk_bytes)
+            if landed is None or not landed.has(extent):
+                return None
+            landed.slab.hold()
+            return landed
+
+    def has(self, blob: Blob, extent: Extent, chunk_bytes: int) -> bool:
+        """Say whether these bytes of one chunk are here."""
+        with self._lock:
+            landed = self._retained.find(blob, extent.start // chunk_bytes)
+            return landed is not None and landed.has(extent)
+
+    def release(self, landed: Landed, read_bytes: int) -> None:
+        """Give a held range back after `read_bytes` of it were read."""
+        with self._lock:
+            self._retained.was_read(landed, read_bytes)
+        landed.slab.release()
+
+    def drop_one(self) -> bool:
+        """Free the range that is least missed; False when none can be freed now."""
+        with self._lock:
+            slab = self._retained.drop_one()
+        if slab is not None:
+            slab.release()
+        return slab is not None
+
+    def drop_blob(self, blob: Blob) -> None:
+        """Forget everything of a blob; who reads it now reads on."""
+        with self._lock:
+            slabs = self._retained.drop_blob(blob)
+        for slab in slabs:
+            slab.release()
+
+    def drop_all(self) -> None:
+        """Free whatever nobody holds."""
+        while self.drop_one():
+            pass

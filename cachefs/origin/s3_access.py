@@ -12,6 +12,7 @@ from weightstream.cachefs.origin.forks import forget_in_child
 from weightstream.cachefs.origin.fs import FileSystem
 from weightstream.cachefs.origin.http import Authorize, anonymous
 from weightstream.cachefs.origin.proxies import Proxy, choose_proxy, environment_proxy
+from weightstream.cachefs.origin.quiet_gc import quiet_gc
 from weightstream.cachefs.origin.responses import Asked
 from weightstream.cachefs.origin.tls import make_context
 from weightstream.cachefs.origin.urls import Url
@@ -123,7 +124,8 @@ class AccessBook:
         from fsspec.asyn import sync
 
         fs = self._fs.get(asked)
-        access = sync(fs.loop, _describe, fs, bucket, timeout=CONNECT_BUDGET_S)
+        with quiet_gc():
+            access = sync(fs.loop, _describe, fs, bucket, timeout=CONNECT_BUDGET_S)
         assert isinstance(access, Access)
         return access
 

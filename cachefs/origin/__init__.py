@@ -2,11 +2,18 @@
 
 import os
 
-from weightstream.cachefs.origin.base import Checksum, Listing, Origin, StorageOptions
+from weightstream.cachefs.origin.base import (
+    Checksum,
+    FolderListing,
+    Listed,
+    Listing,
+    Origin,
+    StorageOptions,
+)
 from weightstream.errors import UsageError
 from weightstream.settings import Settings
 
-__all__ = ["Checksum", "Listing", "Origin", "open_origin"]
+__all__ = ["Checksum", "FolderListing", "Listed", "Listing", "Origin", "open_origin"]
 
 
 def open_origin(

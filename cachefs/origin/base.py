@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
@@ -17,6 +17,31 @@ Listing: TypeAlias = tuple[Blob, ...]
 
 StorageOptions: TypeAlias = Mapping[str, object]
 """Keyword arguments for the fsspec file system of the origin, as fsspec itself takes them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One file of a folder."""
+
+    blob: Blob
+    modified_ns: int | None
+    """Wall clock, where the origin says it."""
+
+
+@dataclass(frozen=True, slots=True)
+class FolderListing:
+    """What lies directly in one folder, names as the origin has them: some cannot be files."""
+
+    folders: tuple[str, ...]
+    """Names, sorted. Of odd keys (`a//b`) one may be empty, `.` or `..`."""
+    files: tuple[Listed, ...]
+    """Sorted by URI; the last component of each is the name."""
+
+
+def folder_listing(folders: Iterable[str], files: Iterable[Listed]) -> FolderListing:
+    """Put a listing in order."""
+    by_uri = sorted(files, key=lambda listed: listed.blob.uri)
+    return FolderListing(tuple(sorted(set(folders))), tuple(by_uri))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +66,13 @@ class Origin(Protocol):
 
     def list(self, uri: str) -> Listing:
         """Return every file under the prefix `uri`, or the one file that it names."""
+        ...
+
+    def list_folder(self, uri: str) -> FolderListing:
+        """Return what lies directly under `uri`, asked for anew; `NotFoundError` if nothing does.
+
+        A bucket or directory that exists is never missing, however empty. One file is no folder.
+        """
         ...
 
     def read_into(self, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:

@@ -8,16 +8,24 @@ from __future__ import annotations
 
 import logging
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from weightstream.cachefs.blob import Blob, Extent
-from weightstream.cachefs.origin.base import Checksum, Listing, StorageOptions
+from weightstream.cachefs.origin.base import (
+    Checksum,
+    FolderListing,
+    Listed,
+    Listing,
+    StorageOptions,
+    folder_listing,
+)
 from weightstream.cachefs.origin.connections import Pool
 from weightstream.cachefs.origin.failures import translated
 from weightstream.cachefs.origin.fs import FileSystem
+from weightstream.cachefs.origin.generic import last_name, modified_ns
 from weightstream.cachefs.origin.http import Authorize, Client, Request
 from weightstream.cachefs.origin.responses import Asked
 from weightstream.cachefs.origin.tls import make_context
@@ -41,6 +49,7 @@ class GcsOrigin:
     def __init__(self, uri: str, settings: Settings, options: StorageOptions) -> None:
         self.uri = _SCHEME + uri.partition("://")[2].rstrip("/")
         self.host = "storage.googleapis.com"
+        self._timeout_s = settings.deadline_s
         self._fs = FileSystem("gs", {"use_listings_cache": False, **options})
         self._client = Client(
             Pool(
@@ -63,6 +72,28 @@ class GcsOrigin:
         if not blobs:
             raise NotFoundError(asked.says("no object is there"))
         return blobs
+
+    def list_folder(self, uri: str) -> FolderListing:
+        """Return what lies directly under a prefix."""
+        path = uri.partition("://")[2].rstrip("/")
+        asked = Asked(_SCHEME + path, self.host)
+        fs = self._fs.get(asked)
+        with translated(asked):
+            found, prefixes = self._one_level(fs, path)
+        if not found and not prefixes and "/" in path:
+            raise NotFoundError(asked.says("no object is there"))
+        files = (
+            Listed(_blob(info), modified_ns(info))
+            for info in found
+            if not str(info["name"]).endswith("/")
+        )
+        return folder_listing(map(last_name, prefixes), files)
+
+    def _one_level(self, fs: Any, path: str) -> tuple[Sequence[Mapping[str, Any]], Sequence[str]]:
+        from fsspec.asyn import sync
+
+        found, prefixes = sync(fs.loop, fs._do_list_objects, path, timeout=self._timeout_s)
+        return found, prefixes
 
     def read_into(self, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
         """Fill `into` from `start`."""

@@ -83,13 +83,18 @@ class Client:
         asked: Asked,
         limit: int = SMALL_BODY_BYTES,
         hops: int = MAX_REDIRECTS,
+        interrupt: Interrupt | None = None,
     ) -> Answer:
         """Make a small request and return its answer, whatever its status.
 
-        With `hops=0` a redirect is an answer like any other.
+        With `hops=0` a redirect is an answer like any other. `interrupt` breaks it off.
         """
-        with translated(asked), self._follow(request, asked, Interrupt(), hops) as exchange:
-            return exchange.small_answer(limit)
+        interrupt = interrupt or Interrupt()
+        with translated(asked), self._follow(request, asked, interrupt, hops) as exchange:
+            try:
+                return exchange.small_answer(limit)
+            finally:
+                interrupt.watch(None)
 
     def _read_range(
         self,

@@ -16,11 +16,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightstream.cachefs.blob import Blob, Extent
-from weightstream.cachefs.origin.base import Checksum, Listing, StorageOptions
+from weightstream.cachefs.origin.base import (
+    Checksum,
+    FolderListing,
+    Listed,
+    Listing,
+    StorageOptions,
+    folder_listing,
+)
 from weightstream.cachefs.origin.connections import Pool
 from weightstream.cachefs.origin.failures import translated
 from weightstream.cachefs.origin.forks import forget_in_child
 from weightstream.cachefs.origin.fs import FileSystem
+from weightstream.cachefs.origin.generic import folders_of, last_name, modified_ns
 from weightstream.cachefs.origin.http import Client, Request
 from weightstream.cachefs.origin.responses import REDIRECTS, Answer, Asked, plain_etag, refusal
 from weightstream.cachefs.origin.tls import make_context
@@ -87,6 +95,19 @@ class HubOrigin:
         if not blobs:
             raise NotFoundError(asked.says("no file is there"))
         return blobs
+
+    def list_folder(self, uri: str) -> FolderListing:
+        """Return what lies directly in a repository or a folder of it."""
+        asked = Asked(uri.rstrip("/"), self.host)
+        fs = self._fs.get(asked)
+        path = uri.removeprefix(_SCHEME).rstrip("/")
+        with translated(asked):
+            found = fs.ls(path, detail=True, refresh=True)
+            files = [info for info in found if info["type"] == "file"]
+            if len(files) == 1 and files[0]["name"] == fs.resolve_path(path).unresolve():
+                raise NotFoundError(asked.says("a file, not a folder"))
+            listed = [Listed(_blob(info), modified_ns(info)) for info in files]
+        return folder_listing(map(last_name, folders_of(found)), listed)
 
     def read_into(self, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
         """Fill `into` from `start`."""

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightstream.cachefs.blob import Blob, Extent
-from weightstream.cachefs.origin.base import Checksum, Listing
+from weightstream.cachefs.origin.base import (
+    Checksum,
+    FolderListing,
+    Listed,
+    Listing,
+    folder_listing,
+)
 from weightstream.cachefs.origin.failures import translated
 from weightstream.cachefs.origin.responses import Asked
 from weightstream.errors import NotFoundError, ObjectChangedError, ProtocolError
@@ -37,6 +43,12 @@ class LocalOrigin:
         if not blobs:
             raise NotFoundError(Asked(_SCHEME + str(root), self.host).says("no file is there"))
         return blobs
+
+    def list_folder(self, uri: str) -> FolderListing:
+        """Return what lies directly in a directory, symbolic links followed."""
+        folder = _path(uri)
+        with translated(Asked(_SCHEME + str(folder), self.host)):
+            return _scan(folder)
 
     def read_into(self, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
         """Fill `into` from `start`."""
@@ -84,6 +96,32 @@ def _files(root: Path) -> Iterator[Path]:
             path = Path(folder, name)
             if path.is_file():
                 yield path
+
+
+def _scan(folder: Path) -> FolderListing:
+    folders: list[str] = []
+    files: list[Listed] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                if entry.is_file():
+                    stat = entry.stat()
+                    blob = Blob(_SCHEME + entry.path, stat.st_size, version_of(stat))
+                    files.append(Listed(blob, stat.st_mtime_ns))
+                elif entry.is_dir() and not _leads_up(entry):
+                    folders.append(entry.name)
+            except FileNotFoundError:
+                continue  # removed meanwhile
+    return folder_listing(folders, files)
+
+
+def _leads_up(entry: os.DirEntry[str]) -> bool:
+    """Tell whether a folder is a link to one of those above it: a walk would never end."""
+    if not entry.is_symlink():
+        return False
+    target = os.path.realpath(entry.path)
+    here = os.path.realpath(os.path.dirname(entry.path))
+    return os.path.commonpath([target, here]) == target
 
 
 def _fail(error: OSError) -> None:

@@ -17,16 +17,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from weightstream.cachefs.blob import Blob, Extent
-from weightstream.cachefs.origin.base import Checksum, Listing, StorageOptions
+from weightstream.cachefs.origin.base import (
+    Checksum,
+    FolderListing,
+    Listing,
+    StorageOptions,
+)
 from weightstream.cachefs.origin.connections import Pool
 from weightstream.cachefs.origin.failures import translated
 from weightstream.cachefs.origin.fs import FileSystem
 from weightstream.cachefs.origin.generic import read_with_fsspec
 from weightstream.cachefs.origin.http import Client, Request
+from weightstream.cachefs.origin.interrupt import Interrupt
 from weightstream.cachefs.origin.responses import Answer, Asked, plain_etag, refusal, strong_etag
 from weightstream.cachefs.origin.s3_access import Access, AccessBook, proxy_for, tls_context
+from weightstream.cachefs.origin.s3_listing import (
+    MAX_PAGE_BYTES,
+    list_direct,
+    list_through_s3fs,
+)
 from weightstream.cachefs.origin.urls import Url
-from weightstream.errors import CredentialsError, NotFoundError, UsageError, WeightstreamError
+from weightstream.errors import (
+    CredentialsError,
+    NotFoundError,
+    OriginError,
+    UsageError,
+    WeightstreamError,
+)
 from weightstream.settings import Settings
 
 if TYPE_CHECKING:
@@ -87,6 +104,35 @@ class S3Origin:
         found = sync(fs.loop, fs._find, path, detail=True, timeout=self._timeout_s)
         assert isinstance(found, dict)
         return found
+
+    def list_folder(self, uri: str) -> FolderListing:
+        """Return what lies directly under a prefix, with credentials renewed once if expired."""
+        bucket, key = split(uri.rstrip("/"))
+        asked = self._asked(uri.rstrip("/"))
+        with translated(asked):
+            access = self._reach(bucket, asked)
+        asked = self._asked(asked.uri)
+        try:
+            if access.direct:
+                return self._list_direct(access, bucket, key, asked)
+        except CredentialsError:
+            with translated(asked):
+                access = self._access.renew(bucket, asked, refused=access)
+            return self._list_direct(access, bucket, key, asked)
+        except OriginError as error:
+            if type(error) is not OriginError:
+                raise
+            log.debug("listed through s3fs: %s", error)  # which follows a bucket to its region
+        with translated(asked):
+            return list_through_s3fs(self._fs.get(asked), bucket, key, asked, self._timeout_s)
+
+    def _list_direct(self, access: Access, bucket: str, key: str, asked: Asked) -> FolderListing:
+        def ask(query: str, interrupt: Interrupt) -> Answer:
+            request = Request(access.listing_url(query), "GET", access.headers, authorize)
+            return self._client.fetch(request, asked, MAX_PAGE_BYTES, interrupt=interrupt)
+
+        authorize = access.authorize(asked)
+        return list_direct(ask, bucket, key, asked, self._timeout_s)
 
     def read_into(self, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
         """Fill `into` from `start`, with credentials renewed once if they have expired."""

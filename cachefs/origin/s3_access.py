@@ -42,6 +42,10 @@ class Access:
         """Return the URL of a key."""
         return Url.parse(f"{self.base}/{quote(key, safe='/-_.~')}")
 
+    def listing_url(self, query: str) -> Url:
+        """Return the URL of the bucket with a query."""
+        return Url.parse(f"{self.base}?{query}")
+
     def authorize(self, asked: Asked) -> Authorize:
         """Return what signs requests; the credentials are those of this moment."""
         if not self.signed:

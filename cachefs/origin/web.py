@@ -14,13 +14,21 @@ from concurrent.futures import ThreadPoolExecutor
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from weightstream.cachefs.blob import Blob, Extent
-from weightstream.cachefs.origin.base import Checksum, Listing, StorageOptions
+from weightstream.cachefs.origin.base import (
+    Checksum,
+    FolderListing,
+    Listed,
+    Listing,
+    StorageOptions,
+    folder_listing,
+)
 from weightstream.cachefs.origin.connections import Pool
 from weightstream.cachefs.origin.failures import translated
 from weightstream.cachefs.origin.fs import FileSystem
+from weightstream.cachefs.origin.generic import datetime_ns
 from weightstream.cachefs.origin.http import Client, Request
 from weightstream.cachefs.origin.proxies import basic_authorization
 from weightstream.cachefs.origin.responses import (
@@ -81,13 +89,36 @@ class WebOrigin:
 
     def list(self, uri: str) -> Listing:
         """Return the one file, or the files of the model in a folder."""
-        uri = shown(uri)
+        return tuple(listed.blob for listed in self._files(shown(uri)))
+
+    def list_folder(self, uri: str) -> FolderListing:
+        """Return what lies directly in a folder, of the files that `list` finds there.
+
+        The folders of a model whose index names shards in them show no listing of their own: what
+        they hold is known from the root.
+        """
+        folder = shown(uri).rstrip("/") + "/"
+        try:
+            found = self._files(folder)
+        except NotFoundError:
+            if folder == f"{self.uri}/":
+                raise
+            found = self._files(f"{self.uri}/")
+        below = [listed for listed in found if listed.blob.uri.startswith(folder)]
+        if not below:
+            raise NotFoundError(Asked(folder.rstrip("/"), self.host).says("no file is known there"))
+        rest = [listed.blob.uri.removeprefix(folder).split("/") for listed in below]
+        folders = (unquote(parts[0]) for parts in rest if len(parts) > 1)
+        files = (listed for listed, parts in zip(below, rest, strict=True) if len(parts) == 1)
+        return folder_listing(folders, files)
+
+    def _files(self, uri: str) -> tuple[Listed, ...]:
         asked = Asked(uri.rstrip("/"), self.host)
         with translated(asked):
             if not uri.endswith("/"):
                 answer = self._stat(uri)
                 if answer.ok and not _is_folder(uri, answer):
-                    return (_blob(uri, answer, asked),)
+                    return (_listed(uri, answer, asked),)
                 if answer.status not in (200, 206, 403, 404):
                     raise refusal(answer, asked, time.time())
             found = self._model(uri.rstrip("/"), asked) or self._index_page(uri, asked)
@@ -100,7 +131,7 @@ class WebOrigin:
             )
         return found
 
-    def _model(self, folder: str, asked: Asked) -> Listing:
+    def _model(self, folder: str, asked: Asked) -> tuple[Listed, ...]:
         index = self._fetch(f"{folder}/{INDEX_NAME}", MAX_INDEX_BYTES)
         if index.ok:
             names = (INDEX_NAME, *_shard_names(index.body))
@@ -109,10 +140,10 @@ class WebOrigin:
         else:
             names = (SINGLE_NAME,)
         found = self._existing(f"{folder}/{quote(name)}" for name in (*names, *COMPANIONS))
-        has_weights = any(blob.name.endswith((".safetensors", INDEX_NAME)) for blob in found)
+        has_weights = any(_is_weights(listed.blob.name) for listed in found)
         return found if has_weights else ()
 
-    def _index_page(self, uri: str, asked: Asked) -> Listing:
+    def _index_page(self, uri: str, asked: Asked) -> tuple[Listed, ...]:
         fs = self._fs.get(asked)
         try:
             with translated(asked):
@@ -121,16 +152,16 @@ class WebOrigin:
             return ()
         return self._existing(path for path in found if not path.endswith("/"))
 
-    def _existing(self, uris: Iterable[str]) -> Listing:
+    def _existing(self, uris: Iterable[str]) -> tuple[Listed, ...]:
         with ThreadPoolExecutor(_PARALLEL_STATS, "ws-stat") as pool:
-            found = pool.map(self._try_blob, sorted(set(uris)))
-        return tuple(blob for blob in found if blob is not None)
+            found = pool.map(self._try_file, sorted(set(uris)))
+        return tuple(listed for listed in found if listed is not None)
 
-    def _try_blob(self, uri: str) -> Blob | None:
+    def _try_file(self, uri: str) -> Listed | None:
         answer = self._stat(uri)
         asked = Asked(uri, self.host)
         if answer.ok:
-            return _blob(uri, answer, asked)
+            return _listed(uri, answer, asked)
         if answer.status in (403, 404, 410):
             return None  # S3-like servers say 403 for a missing key that may not be listed
         raise refusal(answer, asked, time.time())
@@ -193,6 +224,22 @@ def _is_date(version: str) -> bool:
         return version.endswith("GMT") and bool(parsedate_to_datetime(version))
     except ValueError:
         return False
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith((".safetensors", INDEX_NAME))
+
+
+def _listed(uri: str, answer: Answer, asked: Asked) -> Listed:
+    return Listed(_blob(uri, answer, asked), _modified_ns(answer))
+
+
+def _modified_ns(answer: Answer) -> int | None:
+    try:
+        moment = parsedate_to_datetime(answer.headers.get("Last-Modified", ""))
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return None
+    return datetime_ns(moment)
 
 
 def _blob(uri: str, answer: Answer, asked: Asked) -> Blob:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import socket
 from collections.abc import Callable
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from tests.cachefs.origin.servers import Handler, Notes, RawServer, answer, header, partial
@@ -43,8 +44,14 @@ class Hub:
         path = target.partition("?")[0]
         if header(head, "Authorization") != "Bearer hf_hunter2":
             sock.sendall(answer("401 Unauthorized"))
-        elif path.startswith("/api/models/me/model/tree/"):
-            sock.sendall(as_json(self.tree()))
+        elif path.endswith("/tree/main/sub"):
+            item = {"type": "file", "path": "sub/x", "size": 1, "oid": BLOB_ID}
+            sock.sendall(as_json([item]))
+        elif path.endswith("/tree/main"):
+            folder = {"type": "directory", "path": "sub", "size": 0, "oid": BLOB_ID}
+            sock.sendall(as_json(self.tree() + [folder] * ("recursive=true" not in target.lower())))
+        elif "/tree/main/" in path:
+            sock.sendall(answer("404 Not Found", X_Error_Code="EntryNotFound"))
         elif path.startswith("/api/models/me/model"):
             sock.sendall(as_json({"id": "me/model", "sha": COMMIT, "siblings": []}))
         elif path.endswith("/model.safetensors"):
@@ -108,6 +115,21 @@ def test_hub_listing_and_reading(hub: tuple[Hub, RawServer], settings: Settings)
     assert len(resolved) == 1  # the CDN's URL served both ranges
 
 
+def test_hub_folders(hub: tuple[Hub, RawServer], settings: Settings) -> None:
+    made, server = hub
+    origin = open_hub(server, settings)
+    found = origin.list_folder(origin.uri)
+    assert found.folders == ("sub",)
+    assert [listed.blob for listed in found.files] == list(origin.list(origin.uri))
+    below = origin.list_folder(f"{origin.uri}/sub")
+    assert [listed.blob for listed in below.files] == [Blob("hf://me/model/sub/x", 1, BLOB_ID)]
+    for name in ("nope", "config.json"):
+        with pytest.raises(NotFoundError, match=name):
+            origin.list_folder(f"{origin.uri}/{name}")
+    made.sha256 = "e" * 64
+    assert origin.list_folder(origin.uri).files[1].blob.version == "e" * 64  # asked for anew
+
+
 def test_hub_renews_a_signed_url(hub: tuple[Hub, RawServer], settings: Settings) -> None:
     made, server = hub
     origin = open_hub(server, settings)
@@ -148,6 +170,7 @@ class Gcs:
             "size": str(len(DATA)),
             "generation": self.generation,
             "crc32c": "AAAAAg==",
+            "updated": "2026-03-04T05:06:07.089Z",
         }
         if target.startswith("/download/storage/v1/b/bucket/o/dir%2Fa%20b.bin?alt=media"):
             good = target.endswith(f"&generation={self.generation}")
@@ -155,10 +178,38 @@ class Gcs:
         elif target.startswith("/storage/v1/b/bucket/o/dir%2Fa%20b.bin"):
             sock.sendall(as_json(item))
         elif target.startswith(("/storage/v1/b/bucket/o/?", "/storage/v1/b/bucket/o?")):
-            sock.sendall(as_json({"kind": "storage#objects", "items": [item]}))
+            sock.sendall(as_json({"kind": "storage#objects"} | self.page(target, item)))
         else:
             sock.sendall(answer("404 Not Found", b"{}"))
         return True
+
+    def page(self, target: str, item: dict[str, str]) -> dict[str, object]:
+        """Return one of the two pages of a folder, or the whole bucket."""
+        query = {name: values[0] for name, values in parse_qs(urlsplit(target).query).items()}
+        if "delimiter" not in query:
+            return {"items": [item]}
+        if query.get("prefix") != "dir/":
+            return {} if "prefix" in query else {"prefixes": ["dir/", "/", "../"]}
+        if "pageToken" not in query:
+            return {"prefixes": ["dir/sub/", "dir//"], "nextPageToken": "more"}
+        return {"items": [{**item, "name": "dir/", "size": "0"}, item]}
+
+
+def test_gcs_folders(raw_server: Start, settings: Settings) -> None:
+    pytest.importorskip("gcsfs")
+    server = raw_server(Gcs())
+    options = {"token": "anon", "endpoint_url": server.url}
+    origin = open_origin("gs://bucket/dir", settings, options)
+    assert origin.list_folder("gs://bucket").folders == ("", "..", "dir")
+    found = origin.list_folder(origin.uri)
+    assert found.folders == ("", "sub")
+    (listed,) = found.files
+    assert listed.blob == Blob("gs://bucket/dir/a b.bin", len(DATA), "7")
+    assert listed.modified_ns == 1_772_600_767_089_000_000
+    with pytest.raises(NotFoundError, match="gs://bucket/nope: "):
+        origin.list_folder("gs://bucket/nope")
+    with pytest.raises(NotFoundError):
+        origin.list_folder("gs://no-such-bucket")
 
 
 def test_gcs(raw_server: Start, settings: Settings) -> None:

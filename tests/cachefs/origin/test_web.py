@@ -90,6 +90,40 @@ def test_folder_with_an_index_page(web_server: WebServer, settings: Settings) ->
     assert listed(web_server, settings, "listed/") == ["listed/a.bin", "listed/b.bin"]
 
 
+def test_folders_of_a_model(web_server: WebServer, settings: Settings) -> None:
+    origin = open_origin(f"{web_server.url}/sharded", settings)
+    found = origin.list_folder(origin.uri)
+    assert found.folders == ("part two",)
+    assert [listed.blob.name for listed in found.files] == [
+        "model-1-of-2.safetensors",
+        "model.safetensors.index.json",
+    ]
+    assert all(listed.modified_ns for listed in found.files)
+    (listed,) = origin.list_folder(f"{origin.uri}/part%20two").files
+    assert listed.blob.uri == f"{web_server.url}/sharded/part%20two/model-2-of-2.safetensors"
+    with pytest.raises(NotFoundError, match="no file is known there"):
+        origin.list_folder(f"{origin.uri}/none")
+    origin = open_origin(f"{web_server.url}/nothing", settings)
+    with pytest.raises(NotFoundError, match="neither a file nor a folder"):
+        origin.list_folder(origin.uri)
+
+
+def test_folders_of_index_pages(web_server: WebServer, settings: Settings) -> None:
+    put(web_server, "listed/deeper/c.bin", b"ccc")
+    try:
+        origin = open_origin(f"{web_server.url}/listed", settings)
+        found = origin.list_folder(origin.uri)
+        assert (found.folders, [f.blob.name for f in found.files]) == (
+            ("deeper",),
+            ["a.bin", "b.bin"],
+        )
+        (listed,) = origin.list_folder(f"{origin.uri}/deeper").files
+        assert (listed.blob.name, listed.blob.size) == ("c.bin", 3)
+    finally:
+        (web_server.folder / "listed/deeper/c.bin").unlink()
+        (web_server.folder / "listed/deeper").rmdir()
+
+
 def test_an_index_that_points_outside_is_not_followed(
     web_server: WebServer, settings: Settings
 ) -> None:

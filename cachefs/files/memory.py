@@ -62,8 +62,10 @@ class Memory:
     def release(self, landed: Landed, read_bytes: int) -> None:
         """Give a held range back after `read_bytes` of it were read."""
         with self._lock:
-            self._retained.was_read(landed, read_bytes)
+            done_with = self._retained.was_read(landed, read_bytes)
         landed.slab.release()
+        if done_with is not None:
+            done_with.release()
 
     def drop_one(self) -> bool:
         """Free the range that is least missed; False when none can be freed now."""

@@ -2,7 +2,8 @@
 
 A read is answered from the memory in which its bytes arrived, without a detour over the disk. The
 slabs stay charged to the engine's budget, and any of them may go at any time: what is dropped here
-is in the store, or is fetched again. Those that were read to the end go first, then the oldest.
+is in the store, or is fetched again. A range goes when it was read to its end, or when memory is
+wanted, the oldest first.
 
 Not thread-safe by itself: the caller's lock guards every call (`Content` has one for all its
 memory; each call is a few dictionary operations).
@@ -67,11 +68,16 @@ class Retained:
         """Return the range that holds a chunk."""
         return self._by_chunk.get((blob.id, chunk))
 
-    def was_read(self, landed: Landed, count: int) -> None:
-        """Count bytes that a reader took; a range that was read to its end is the first to go."""
+    def was_read(self, landed: Landed, count: int) -> Slab | None:
+        """Count bytes that a reader took; return the slab, for the caller to release, once all are.
+
+        The kernel keeps what it has read, so nobody comes back for it; and a slab that is used
+        again costs nothing, where a fresh one costs its page faults (0.4 CPU s/GB and more).
+        """
         landed.read_bytes += count
-        if landed.read_bytes >= len(landed.extent) and landed in self._oldest_first:
-            self._oldest_first.move_to_end(landed, last=False)
+        if landed.read_bytes < len(landed.extent) or landed not in self._oldest_first:
+            return None
+        return self._forget(landed, self._chunk_bytes[landed.blob.id])
 
     def drop_one(self) -> Slab | None:
         """Forget the range that is least missed; return its slab for the caller to release.

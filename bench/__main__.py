@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +23,11 @@ from weightstream.bench.execute import BUCKET, Bench, Place, convert
 from weightstream.bench.jobs import Sample
 from weightstream.bench.links import Link, parse_link, why_not
 from weightstream.bench.machine import describe_machine, versions
+from weightstream.bench.mounts.plan import PEERS as MOUNT_PEERS
+from weightstream.bench.mounts.plan import MountCell, mount_cells
+from weightstream.bench.mounts.private import enter as enter_private_mounts
+from weightstream.bench.mounts.run import run_mounts
+from weightstream.bench.parts import Part
 from weightstream.bench.plots import write_plots
 from weightstream.bench.report import Report, markdown, print_report, write_json
 from weightstream.bench.scenarios import SCENARIOS, Cell, cells
@@ -33,6 +39,9 @@ _SHARDS = 4
 _QUICK_BYTES = 256 << 20
 _SLOWEST_BYTES_S = 20e6  # a sample that is slower than this is given up
 _LEAST_TIMEOUT_S = 120.0
+
+
+_ALL_PEERS = tuple(dict.fromkeys((*runners.NAMES, *MOUNT_PEERS)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--size", default="2GiB", help="size of the generated model")
     parser.add_argument("--repeat", type=int, default=3, help="samples per peer and cell")
     parser.add_argument("--links", default="loopback,1,2,5,10", help="loopback and Gbit/s rates")
-    parser.add_argument("--peers", default="", help=f"only these of {', '.join(runners.NAMES)}")
+    parser.add_argument("--peers", default="", help=f"only these of {', '.join(_ALL_PEERS)}")
     parser.add_argument("--cells", default="", help="only cells whose name has one of these parts")
     parser.add_argument("--out", type=Path, default=Path(".bench"), help="data and results")
     parser.add_argument("--quick", action="store_true", help="256 MiB, one sample: a smoke test")
@@ -75,26 +84,71 @@ def _run(options: argparse.Namespace, progress: Console, command: Sequence[str])
         raise BenchError(f"--size {options.size!r}: use a size such as 2GiB")
     repeats = 1 if options.quick else max(1, options.repeat)
     links, notes = _links(options.links)
+    loads, mounts = _plan(options, links)
+    out = options.out.resolve()
+    part = Part(notes=notes)
+    if loads:
+        part += _run_loads(out, size_bytes, repeats, loads, progress)
+    if mounts:
+        enter_private_mounts()
+        part += run_mounts(
+            out, size_bytes, repeats, mounts, partial(_say, progress), partial(_title, progress)
+        )
+    return Report(
+        command=shlex.join(_shown(command)),
+        date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        machine=describe_machine(out),
+        versions=versions(part.packages),
+        server=part.server,
+        model=_name(size_bytes),
+        model_bytes=size_bytes,
+        repeats=repeats,
+        notes=part.notes,
+        titles=part.titles,
+        samples=part.samples,
+        claims=part.claims,
+    )
+
+
+def _plan(
+    options: argparse.Namespace, links: Sequence[Link]
+) -> tuple[tuple[Cell, ...], tuple[MountCell, ...]]:
+    """Return what to measure: cells of loads and cells of mounts."""
     peers = tuple(name for name in options.peers.split(",") if name)
-    if unknown := set(peers) - set(runners.NAMES):
+    if unknown := set(peers) - set(_ALL_PEERS):
         raise BenchError(f"--peers: no such peer: {', '.join(sorted(unknown))}")
     chosen = SCENARIOS if options.scenario == "all" else (options.scenario,)
     parts = options.cells.split(",")
     every = cells(chosen, links, peers)
-    plan = tuple(cell for cell in every if any(part in cell.name for part in parts))
-    if not plan:
+    loads = tuple(cell for cell in every if any(part in cell.name for part in parts))
+    wanted = mount_cells(links, peers, quick=options.quick) if "mount" in chosen else ()
+    mounts = tuple(cell for cell in wanted if any(part in cell.name for part in parts))
+    if not loads and not mounts:
         raise BenchError("nothing to measure: no cell fits --links, --peers and --cells")
-    out = options.out.resolve()
+    return loads, mounts
+
+
+def _run_loads(
+    out: Path, size_bytes: int, repeats: int, plan: tuple[Cell, ...], progress: Console
+) -> Part:
     model = _model(out, size_bytes, progress)
     with tempfile.TemporaryDirectory(prefix="weightstream-bench-", dir="/dev/shm") as memory:
         place = Place(out / "root", out / "work", Path(memory) / "memory")
         timeout_s = max(_LEAST_TIMEOUT_S, model.size_bytes / _SLOWEST_BYTES_S)
-        bench = Bench(place, model, repeats, timeout_s, lambda sample: _say(progress, sample))
+        bench = Bench(place, model, repeats, timeout_s, partial(_say, progress))
         try:
             server, samples = _measure(bench, plan, progress)
         finally:
             shutil.rmtree(place.work, ignore_errors=True)
-    return _report(bench, plan, samples, server, shlex.join(_shown(command)), (*notes, *_NOTES))
+    used = {variant.peer for cell in plan for variant in cell.variants}
+    return Part(
+        server,
+        tuple((cell.name, cell.title) for cell in plan),
+        samples,
+        claims(samples, Facts(model.size_bytes)),
+        _NOTES,
+        frozenset(name for peer in used for name in runners.peer(peer).packages),
+    )
 
 
 _NOTES = (
@@ -117,9 +171,13 @@ def _links(text: str) -> tuple[tuple[Link, ...], tuple[str, ...]]:
 
 
 def _model(out: Path, size_bytes: int, progress: Console) -> Checkpoint:
-    name = f"llama-{size_bytes >> 20}mib"
+    name = _name(size_bytes)
     with progress.status(f"writing {name}"):
         return write_checkpoint(out / "root" / BUCKET / name, size_bytes, _SHARDS)
+
+
+def _name(size_bytes: int) -> str:
+    return f"llama-{size_bytes >> 20}mib"
 
 
 def _measure(
@@ -131,10 +189,14 @@ def _measure(
         with progress.status("converting the model for tensorizer"):
             convert(bench)
     for cell in plan:
-        progress.print(f"{cell.name}: {cell.title}", style="bold", highlight=False)
+        _title(progress, cell.name, cell.title)
         server, found = bench.run(cell)
         samples += found
     return server, tuple(samples)
+
+
+def _title(progress: Console, name: str, title: str) -> None:
+    progress.print(f"{name}: {title}", style="bold", highlight=False)
 
 
 def _say(progress: Console, sample: Sample) -> None:
@@ -151,29 +213,6 @@ def _say(progress: Console, sample: Sample) -> None:
 def _shown(command: Sequence[str]) -> list[str]:
     """Return the command as one would type it."""
     return ["weightstream", "bench", *command[1:]]
-
-
-def _report(
-    bench: Bench, plan: tuple[Cell, ...], samples: tuple[Sample, ...], server: str, command: str,
-    notes: tuple[str, ...],
-) -> Report:  # fmt: skip
-    used = {variant.peer for cell in plan for variant in cell.variants}
-    packages = {name for peer in used for name in runners.peer(peer).packages}
-    facts = Facts(bench.model.size_bytes)
-    return Report(
-        command=command,
-        date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        machine=describe_machine(bench.place.root),
-        versions=versions(packages),
-        server=server,
-        model=bench.model.folder.name,
-        model_bytes=bench.model.size_bytes,
-        repeats=bench.repeats,
-        notes=notes,
-        cells=plan,
-        samples=samples,
-        claims=claims(samples, facts),
-    )
 
 
 if __name__ == "__main__":

@@ -119,23 +119,25 @@ def claims(samples: Sequence[Sample], facts: Facts) -> tuple[Claim, ...]:
         _warm_touch(found, "warm/evicted"),
         _memory_of_load(found, facts),
         _memory_of_stream(found),
-        _missing("peak memory, CUDA", "<= budget + 300 MiB", "needs a CUDA device; not a CPU row"),
+        missing("peak memory, CUDA", "<= budget + 300 MiB", "needs a CUDA device; not a CPU row"),
         _pair(found, facts),
         _same_bytes(found),
     )
 
 
-def _missing(name: str, target: str, reason: str) -> Claim:
+def missing(name: str, target: str, reason: str) -> Claim:
+    """Return the row for what could not be measured, with the reason."""
     return Claim(name, target, None, 0.0, True, "", reason)
 
 
-def _ratio(
+def ratio(
     name: str, target: str, parts: tuple[float | None, float | None], bound: float, basis: str,
     *, at_least: bool = True,
 ) -> Claim:  # fmt: skip
+    """Return the row for the first of two values divided by the second."""
     over, under = parts
     if over is None or not under:
-        return _missing(name, target, f"no samples: {basis}")
+        return missing(name, target, f"no samples: {basis}")
     return Claim(name, target, over / under, bound, at_least, "x", basis)
 
 
@@ -143,9 +145,9 @@ def _faster(found: Samples, cell: str, label: str, bound: float, name: str) -> C
     target = f">= {bound:g}x the throughput of runai at its best"
     best = found.best(cell, RUNAI, wall_s)
     if best is None:
-        return _missing(name, target, f"no samples of runai in {cell}")
+        return missing(name, target, f"no samples of runai in {cell}")
     ours = found.median(cell, label, wall_s)
-    return _ratio(name, target, (best[1], ours), bound, f"{cell}: {best[0]} / {label}, wall")
+    return ratio(name, target, (best[1], ours), bound, f"{cell}: {best[0]} / {label}, wall")
 
 
 def _less_cpu(found: Samples) -> Claim:
@@ -153,26 +155,26 @@ def _less_cpu(found: Samples) -> Claim:
     name, target = "CPU s/GB of the same", "<= 1/3 of runai at its best"
     best = found.best(PLAIN, RUNAI, cpu_s_per_gb)
     if best is None:
-        return _missing(name, target, f"no samples of runai in {PLAIN}")
+        return missing(name, target, f"no samples of runai in {PLAIN}")
     ours = found.median(PLAIN, WS_OFF, cpu_s_per_gb)
     basis = f"{PLAIN}: {WS_OFF} / {best[0]}, CPU s/GB"
-    return _ratio(name, target, (ours, best[1]), 1 / 3, basis, at_least=False)
+    return ratio(name, target, (ours, best[1]), 1 / 3, basis, at_least=False)
 
 
 def _ceiling(found: Samples) -> Claim:
     name, target = "against the raw ceiling", ">= 0.75 of parallel curl into tmpfs files"
     best = found.best(PLAIN, CURL_FILES, wall_s)
     if best is None:
-        return _missing(name, target, f"no samples of curl in {PLAIN}")
+        return missing(name, target, f"no samples of curl in {PLAIN}")
     ours = found.median(PLAIN, WS_OFF, wall_s)
-    return _ratio(name, target, (best[1], ours), 0.75, f"{PLAIN}: {best[0]} / {WS_OFF}, wall")
+    return ratio(name, target, (best[1], ours), 0.75, f"{PLAIN}: {best[0]} / {WS_OFF}, wall")
 
 
 def _write_back(found: Samples) -> Claim:
     link = Link(f"{WRITE_BACK_LINK_GBIT:g}gbit", WRITE_BACK_LINK_GBIT)
     cell = cold_name(link, False)
     parts = found.median(cell, WS_ON, wall_s), found.median(cell, WS_OFF, wall_s)
-    return _ratio(
+    return ratio(
         "write-back on / off, 2 Gbit/s", "<= 1.10x the time", parts, 1.10,
         f"{cell}: {WS_ON} / {WS_OFF}, wall", at_least=False,
     )  # fmt: skip
@@ -186,10 +188,10 @@ def _payload(found: Samples, facts: Facts, gbit: float) -> tuple[Claim, Claim]:
     target = ">= 95 % from first byte to last"
     ours = _rates(found.of(cell, WS_ON), facts)
     raw = max((_rates(found.of(cell, c), facts) for c in found.labels(cell, CURL_NULL)), default=0)
-    measured = _ratio(
+    measured = ratio(
         f"{name}, of curl", target, (ours or None, raw), 0.95, f"{cell}: {WS_ON} / {CURL_NULL}"
     )
-    theory = _ratio(
+    theory = ratio(
         f"{name}, of theory", target, (ours or None, link.payload_bytes_s), 0.95,
         f"{cell}: {WS_ON} / (rate x 1448/1514)",
     )  # fmt: skip
@@ -206,7 +208,7 @@ def _warm_wall(found: Samples) -> Claim:
     middle = found.median("warm/cached", WS_WARM, lambda outcome: outcome.load_s * 1000)
     name, target = "warm load, mapped, second process", "all tensors in < 100 ms"
     if middle is None:
-        return _missing(name, target, f"no samples of {WS_WARM}")
+        return missing(name, target, f"no samples of {WS_WARM}")
     return Claim(name, target, middle, 100, False, "ms", f"warm/cached: {WS_WARM}, load")
 
 
@@ -215,7 +217,7 @@ def _warm_touch(found: Samples, cell: str) -> Claim:
     theirs = found.median(cell, NATIVE, lambda outcome: outcome.load_s + outcome.checksum_s)
     ours = found.median(cell, WS_WARM, lambda outcome: outcome.load_s + outcome.checksum_s)
     basis = f"{cell}: {NATIVE} / {WS_WARM}, load and touch"
-    return _ratio(name, ">= 0.95 of safetensors load_file", (theirs, ours), 0.95, basis)
+    return ratio(name, ">= 0.95 of safetensors load_file", (theirs, ours), 0.95, basis)
 
 
 def _memory_of_load(found: Samples, facts: Facts) -> Claim:
@@ -238,7 +240,7 @@ def _memory(name: str, base: str, peaks: Sequence[int], bytes_: int, label: str)
     """Return the row for the whole process (VmHWM: interpreter, torch and all), largest sample."""
     title, target = f"peak memory, {name}", f"<= {base} + 300 MiB"
     if not peaks:
-        return _missing(title, target, f"no samples of {label} in {PLAIN}")
+        return missing(title, target, f"no samples of {label} in {PLAIN}")
     over = (max(peaks) - bytes_) / MIB
     basis = f"{PLAIN}: {label}, VmHWM of the process - {base} ({bytes_ / MIB:.0f} MiB)"
     return Claim(title, target, over, 300, False, "MiB over", basis)
@@ -251,7 +253,7 @@ def _pair(found: Samples, facts: Facts) -> Claim:
     for sample in found.of(PAIR, WS_PAIR):
         rounds[sample.round] = rounds.get(sample.round, 0) + sample.wire_bytes
     if not rounds:
-        return _missing(name, target, f"no samples of {PAIR}")
+        return missing(name, target, f"no samples of {PAIR}")
     worst = max(rounds.values()) / facts.model_bytes
     return Claim(name, target, worst, 1.05, False, "x", f"{PAIR}: bytes sent / bytes of the files")
 
@@ -261,7 +263,7 @@ def _same_bytes(found: Samples) -> Claim:
     sums = [(s, s.outcome.checksum) for s in found.all if s.outcome is not None]
     kept = [(sample, text) for sample, text in sums if text]
     if not kept:
-        return _missing("all tensors equal", "0 samples differ", "no samples")
+        return missing("all tensors equal", "0 samples differ", "no samples")
     native = [text for sample, text in kept if sample.label == NATIVE]
     texts = native or [text for _, text in kept]
     right = max(set(texts), key=texts.count)

@@ -9,6 +9,8 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Self
 
+from weightstream.bench.mounts.tasks import MountFacts
+
 Touch = Literal["pages", "bytes"]
 
 
@@ -93,6 +95,8 @@ class Sample:
     exit_s: float = 0.0  # from the last line printed to the end of the process
     stored_bytes: int = 0  # allocated in the sample's store or download folder afterwards
     resident: float = 0.0  # part of the files in the page cache before the sample
+    data_bytes: int = 0  # of objects, without listings and headers
+    mount: MountFacts | None = None  # of a sample of the scenario `mount`
 
     @property
     def transfer_s(self) -> float:
@@ -112,4 +116,6 @@ class Sample:
         known = {name: value for name, value in values.items() if name in names}
         if known.get("outcome") is not None:
             known["outcome"] = Outcome(**known["outcome"])
+        if known.get("mount") is not None:
+            known["mount"] = MountFacts(**known["mount"])
         return cls(**known)

@@ -44,6 +44,13 @@ class Net:
     server_prefix: tuple[str, ...] = ()
     client_prefix: tuple[str, ...] = ()
 
+    @property
+    def client_network(self) -> tuple[str, ...]:
+        """Return what changes the network only: `ip netns exec` hides mounts from each other."""
+        return (
+            ("nsenter", f"--net=/run/netns/{self.client_prefix[-1]}") if self.client_prefix else ()
+        )
+
 
 LOOPBACK = Link("loopback")
 

@@ -6,6 +6,7 @@ clients ask for are written out beforehand, with the ETags that nginx itself wil
 """
 
 import re
+from bisect import bisect_left
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,19 +49,29 @@ def scan(bucket: Path) -> tuple[Entry, ...]:
     return tuple(sorted(entries, key=lambda entry: entry.key.encode()))
 
 
-def listings(bucket: str, entries: tuple[Entry, ...]) -> tuple[Listing, ...]:
-    """Return an answer for every prefix that a client may ask for: root, folders and keys."""
+def listings(bucket: str, entries: tuple[Entry, ...], *, keys: bool = True) -> tuple[Listing, ...]:
+    """Return an answer for every prefix that a client may ask for: root, folders and keys.
+
+    `entries` are sorted as `scan` sorts them. `keys=False` leaves the keys themselves out: a bucket
+    of thousands of objects would have thousands of answers that only few clients ask for.
+    """
     prefixes = {""}
     for entry in entries:
         parts = entry.key.split("/")
-        folders = ("/".join(parts[: i + 1]) for i in range(len(parts)))
-        for folder in folders:
+        for i in range(len(parts) if keys else len(parts) - 1):
+            folder = "/".join(parts[: i + 1])
             prefixes |= {folder, folder + "/"}
-    return tuple(
-        Listing(prefix, delimiter, listing_xml(bucket, entries, prefix, delimiter))
-        for prefix in sorted(prefixes)
-        for delimiter in ("", "/")
-    )
+    order = [entry.key.encode() for entry in entries]
+    found = []
+    for prefix in sorted(prefixes):
+        first = bisect_left(order, prefix.encode())
+        last = bisect_left(order, prefix.encode() + b"\xff")  # a byte that is in no UTF-8 text
+        part = entries[first:last]
+        found += [
+            Listing(prefix, delimiter, listing_xml(bucket, part, prefix, delimiter))
+            for delimiter in ("", "/")
+        ]
+    return tuple(found)
 
 
 def listing_xml(bucket: str, entries: tuple[Entry, ...], prefix: str, delimiter: str) -> str:

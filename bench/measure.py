@@ -97,11 +97,10 @@ def kept_in_memory(paths: Iterable[Path]) -> Iterator[None]:
         for path in paths:
             warm([path])
             if size := path.stat().st_size:
-                file = held.enter_context(path.open("rb"))
                 # Read-only and shared: locking a private writable mapping would lock copies.
-                view = np.frombuffer(
-                    mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), np.uint8
-                )
+                with path.open("rb") as file:
+                    mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+                view = np.frombuffer(mapping, np.uint8)
                 _libc.mlock(view.ctypes.data, size)  # fails without privilege: warm all the same
                 held.callback(_unlock, view)
         yield

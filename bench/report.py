@@ -11,7 +11,6 @@ from rich.table import Table
 from weightstream.bench.claims import Claim
 from weightstream.bench.jobs import Sample
 from weightstream.bench.machine import Machine
-from weightstream.bench.scenarios import Cell
 from weightstream.bench.summary import Row, Spread, rows
 
 FORMAT = 1
@@ -32,13 +31,13 @@ class Report:
     model_bytes: int
     repeats: int
     notes: tuple[str, ...]
-    cells: tuple[Cell, ...]
+    titles: tuple[tuple[str, str], ...]  # of cells, by name
     samples: tuple[Sample, ...]
     claims: tuple[Claim, ...]
 
     def title_of(self, cell: str) -> str:
         """Return the title of a cell by its name."""
-        return next((c.title for c in self.cells if c.name == cell), cell)
+        return dict(self.titles).get(cell, cell)
 
 
 def write_json(report: Report, path: Path) -> None:

@@ -12,9 +12,9 @@ from typing import Literal
 from weightstream.bench.jobs import Touch
 from weightstream.bench.links import LOOPBACK, Link
 
-Scenario = Literal["cold-load", "warm-load"]
+Scenario = Literal["cold-load", "warm-load", "mount"]
 PageCache = Literal["warm", "cold"]
-SCENARIOS: tuple[Scenario, ...] = ("cold-load", "warm-load")
+SCENARIOS: tuple[Scenario, ...] = ("cold-load", "warm-load", "mount")
 
 SWEEP = (4, 8, 16, 32)
 WRITE_BACK_LINK_GBIT = 2.0

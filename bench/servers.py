@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from weightstream.demo.processes import start, stop
 
 _READY_S = 10.0
 _WORKERS = 2
+_LISTINGS = "/.listings/"  # what the log names when a query was answered
+_NOTHING = "/.listings/none"  # the answer for every prefix without objects
 _DATA_SUFFIXES = (".safetensors", ".tensors")
 
 _CONFIG = """
@@ -56,6 +59,7 @@ http {{
       rewrite ^ /.listings/$listing last;
     }}
     location /.listings/ {{ internal; root {folder}; default_type application/xml; }}
+    location / {{ try_files $uri =404; }}
     error_page 404 /.listings/missing;
   }}
 }}
@@ -79,6 +83,9 @@ class Traffic:
     body_bytes: int
     requests: int
     first_request_at_s: float
+    lists: int = 0  # requests for a listing
+    most_lists: int = 0  # for one and the same of them
+    data_bytes: int = 0  # of objects: body_bytes without listings and errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +124,21 @@ class Server:
 
 def parse_log(lines: Sequence[str]) -> Traffic:
     """Sum up access log lines; the first request for model data starts the clock of the link."""
-    wire = body = 0
+    wire = body = data = 0
     first = 0.0
+    lists: Counter[str] = Counter()
     for line in lines:
-        ended, took, _status, body_sent, sent, method, uri = line.split(" ", 6)
+        ended, took, status, body_sent, sent, method, uri = line.split(" ", 6)
         wire += int(sent)
         body += int(body_sent) if method == "GET" else 0
+        data += int(body_sent) if method == "GET" and not uri.startswith(_LISTINGS) else 0
         if method == "GET" and uri.endswith(_DATA_SUFFIXES):
             began = float(ended) - float(took)
             first = min(first or began, began)
-    return Traffic(wire, body, len(lines), first)
+        if uri.startswith(_LISTINGS) and status == "200":
+            lists[uri] += 1
+    most = max((count for uri, count in lists.items() if uri != _NOTHING), default=0)
+    return Traffic(wire, body, len(lines), first, lists.total(), most, data)
 
 
 @contextmanager
@@ -137,15 +149,20 @@ def nginx(
     certificates: Certificates,
     address: str = "127.0.0.1",
     prefix: Sequence[str] = (),
+    *,
+    list_keys: bool = True,
 ) -> Iterator[Server]:
-    """Serve the folder `root/bucket`; `prefix` starts it elsewhere (`ip netns exec NAME`)."""
+    """Serve the folder `root/bucket`; `prefix` starts it elsewhere (`ip netns exec NAME`).
+
+    `list_keys=False` is for buckets of very many objects: keys are no prefixes then.
+    """
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
     if program is None:
         raise BenchError("nginx is missing: apt-get install nginx-light")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     port, tls_port = _free_ports(2)
-    answers = _write_listings(folder / ".listings", bucket, scan(root / bucket))
+    answers = _write_listings(folder / ".listings", bucket, scan(root / bucket), list_keys)
     config = folder / "nginx.conf"
     config.write_text(
         _CONFIG.format(
@@ -180,14 +197,14 @@ def nginx(
         stop(process)
 
 
-def _write_listings(folder: Path, bucket: str, entries: tuple[Entry, ...]) -> str:
+def _write_listings(folder: Path, bucket: str, entries: tuple[Entry, ...], keys: bool) -> str:
     """Write one file per answer; return the lines of nginx's map from query to file."""
     folder.mkdir()
     (folder / "missing").write_text(_MISSING)
     (folder / "location").write_text(_LOCATION)
     (folder / "none").write_text(listing_xml(bucket, (), "", ""))
     lines = []
-    for number, answer in enumerate(listings(bucket, entries)):
+    for number, answer in enumerate(listings(bucket, entries, keys=keys)):
         (folder / f"{number}.xml").write_text(answer.body)
         pattern = f"^{query_pattern(answer.delimiter)}:{query_pattern(answer.prefix)}$"
         lines.append(f'    "~{pattern}" {number}.xml;')

@@ -47,6 +47,22 @@ def test_every_folder_and_key_has_an_answer() -> None:
     assert {"", "llama", "llama/", "llama/config.json", "other"} <= prefixes
 
 
+def test_keys_can_be_left_out() -> None:
+    prefixes = {answer.prefix for answer in listings("b", ENTRIES, keys=False)}
+    assert prefixes == {"", "llama", "llama/"}
+
+
+def test_answers_hold_what_begins_with_their_prefix_in_utf_8_order() -> None:
+    entries = tuple(Entry(key, 1, 0) for key in ("a/b", "a0", "aé/c", "b"))
+    answers = {
+        (answer.prefix, answer.delimiter): texts(answer.body, "s3:Contents/s3:Key")
+        for answer in listings("b", entries)
+    }
+    assert answers["a", ""] == ["a/b", "a0", "aé/c"]
+    assert answers["aé/", "/"] == ["aé/c"]
+    assert answers["", "/"] == ["a0", "b"]
+
+
 @pytest.mark.parametrize("query", ["llama%2Fmodel-1.safetensors", "llama/model-1.safetensors"])
 def test_pattern_matches_both_spellings(query: str) -> None:
     assert re.fullmatch(query_pattern("llama/model-1.safetensors"), query)

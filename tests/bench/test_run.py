@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from weightstream.bench.certificates import make_certificates
 from weightstream.bench.claims import PAIR
 from weightstream.bench.jobs import Sample
 from weightstream.bench.links import LOOPBACK
+from weightstream.bench.mounts.plan import COLD, COMPLETE_READ, LIST, NATIVE
 from weightstream.bench.scenarios import SCENARIOS, WS_PAIR, WS_WARM, cells
-from weightstream.bench.servers import nginx
+from weightstream.bench.servers import Traffic, nginx, parse_log
 
 needs_nginx = pytest.mark.skipif(
     not (shutil.which("nginx") or os.path.exists("/usr/sbin/nginx")), reason="needs nginx-light"
@@ -52,6 +55,33 @@ def test_two_peers_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @needs_nginx
+@pytest.mark.fuse
+@pytest.mark.slow
+@pytest.mark.skipif(not os.access("/dev/fuse", os.W_OK), reason="needs /dev/fuse")
+@pytest.mark.skipif(not shutil.which("fusermount3"), reason="needs fuse3")
+def test_mounts_of_a_peer_end_to_end(tmp_path: Path) -> None:
+    """In a process of its own: a run enters a mount namespace and stays there."""
+    arguments = ["mount", "--size", "16MiB", "--repeat", "1", "--links", "loopback"]
+    arguments += ["--peers", "native,rclone", "--cells", "complete,cold,list"]
+    command = [sys.executable, "-m", "weightstream.bench", *arguments, "--out", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert result.returncode in (0, 1), result.stderr
+    samples, values = samples_of(tmp_path)
+    assert [sample.error for sample in samples if sample.outcome is None] == []
+    cold = [sample for sample in samples if sample.cell == COLD]
+    assert len(cold) == 5
+    assert all(s.outcome and s.data_bytes >= 0.99 * s.outcome.size_bytes for s in cold)
+    kept = [s for s in samples if s.cell == COMPLETE_READ and s.label != NATIVE]
+    assert [sample.data_bytes for sample in kept] == [0, 0]
+    claims = {claim["name"]: claim for claim in values["claims"]}
+    assert claims["all bytes equal"]["passed"] is True
+    assert claims["complete file, sequential read"]["passed"] is None
+    (listed,) = {s.outcome.tensors for s in samples if s.cell == LIST and s.outcome}
+    assert listed > 10_000
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()
+
+
+@needs_nginx
 def test_server_answers_like_s3(tmp_path: Path) -> None:
     import s3fs
 
@@ -71,7 +101,21 @@ def test_server_answers_like_s3(tmp_path: Path) -> None:
         assert filesystem.cat_file("bench/m/a.safetensors", start=5, end=50) == data[5:50]
         with pytest.raises(FileNotFoundError):
             filesystem.info("bench/m/b")
-        assert server.traffic(mark).body_bytes >= 45
+        traffic = server.traffic(mark)
+        assert traffic.body_bytes > traffic.data_bytes == 45
+        assert traffic.lists >= traffic.most_lists >= 1
+
+
+def test_log_tells_listings_from_data() -> None:
+    lines = [
+        "10.5 0.5 206 100 150 GET /bench/a.safetensors",
+        "11.0 0.0 200 30 60 GET /.listings/3.xml",
+        "11.0 0.0 200 30 60 GET /.listings/3.xml",
+        "11.0 0.0 200 20 50 GET /.listings/none",
+        "11.0 0.0 404 10 40 GET /.listings/missing",
+        "11.0 0.0 200 0 40 HEAD /bench/a.safetensors",
+    ]
+    assert parse_log(lines) == Traffic(400, 190, 6, 10.0, 3, 2, 100)
 
 
 def test_unknown_peer_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,7 +132,9 @@ class Child:
     def _read(self, deadline: float) -> bytes:
         assert self._process.stdout is not None
         left_s = deadline - time.monotonic()
-        if left_s <= 0 or not select.select([self._process.stdout], [], [], left_s)[0]:
+        poller = select.poll()  # not select(), which knows no descriptor above 1023
+        poller.register(self._process.stdout, select.POLLIN | select.POLLHUP)
+        if left_s <= 0 or not poller.poll(left_s * 1000):
             raise ChildFailed("timed out")
         data = os.read(self._process.stdout.fileno(), 1 << 16)
         if not data:

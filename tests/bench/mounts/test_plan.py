@@ -1,0 +1,63 @@
+"""Which cells and variants a mount run has, and which settings later rounds repeat."""
+
+import pytest
+
+from weightstream.bench.jobs import Outcome, Sample
+from weightstream.bench.links import LOOPBACK, Link
+from weightstream.bench.mounts import plan
+from weightstream.bench.mounts.execute import chosen
+from weightstream.bench.mounts.peers import PEERS
+from weightstream.bench.mounts.plan import MountCell, Variant, mount_cells
+
+EVERY = mount_cells((LOOPBACK, plan.LINK))
+
+
+def outcome(wall_s: float) -> Outcome:
+    return Outcome(0, wall_s, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, "", False)
+
+
+@pytest.mark.parametrize("cell", EVERY, ids=lambda cell: cell.name)
+def test_labels_are_of_one_variant_and_begin_with_their_family(cell: MountCell) -> None:
+    labels = [variant.label for variant in cell.variants]
+    assert len(labels) == len(set(labels))
+    assert all(variant.label.startswith(variant.family) for variant in cell.variants)
+
+
+def test_every_peer_can_be_mounted_or_is_none() -> None:
+    peers = {variant.peer for cell in EVERY for variant in cell.variants}
+    assert peers == set(plan.PEERS)
+    assert peers - {"native", "curl"} == set(PEERS)
+
+
+def test_ours_is_in_every_cell() -> None:
+    assert all(plan.OURS in [v.label for v in cell.variants] for cell in EVERY)
+
+
+def test_shaped_cell_needs_its_link() -> None:
+    names = [cell.name for cell in mount_cells((LOOPBACK, Link("2gbit", 2.0)))]
+    assert plan.COLD in names
+    assert plan.COLD_LINK not in names
+
+
+def test_quick_takes_the_first_setting_of_each_family() -> None:
+    for cell, full in zip(mount_cells((plan.LINK,), quick=True), EVERY, strict=True):
+        firsts = {variant.family: variant for variant in reversed(full.variants)}
+        assert {variant.family: variant for variant in cell.variants} == firsts
+        assert cell.rounds == 1
+
+
+def test_later_rounds_repeat_the_best_setting_of_each_family() -> None:
+    slow, fast, only = (Variant(f"{f}, {n}", f, f) for f, n in (("a", 1), ("a", 2), ("b", 1)))
+    walls = ((slow, 3.0), (fast, 2.0), (only, 9.0))
+    samples = [Sample("c", variant.label, 0, outcome(wall)) for variant, wall in walls]
+    assert chosen((slow, fast, only), samples) == (fast, only)
+
+
+def test_later_rounds_leave_out_what_only_failed_but_never_ours() -> None:
+    ours, bad, good = (Variant(f, f, f) for f in (plan.OURS, "bad", "good"))
+    samples = [
+        Sample("c", plan.OURS, 0, None, "no"),
+        Sample("c", "bad", 0, None, "no"),
+        Sample("c", "good", 0, outcome(1.0)),
+    ]
+    assert chosen((ours, bad, good), samples) == (ours, good)

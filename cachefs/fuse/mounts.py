@@ -64,7 +64,7 @@ class MountSpec:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "MountSpec":
         """Make a spec; leave out what this version does not know."""
-        return cls(**_known(cls, values))
+        return cls(**known_fields(cls, values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,8 @@ class Record:
     init: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+def known_fields(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values for which a dataclass has a field: another version may have others."""
     names = {one.name for one in fields(cls)}
     return {name: value for name, value in values.items() if name in names}
 
@@ -235,7 +236,7 @@ def started(pid: int) -> int:
 def _read(path: Path) -> Record | None:
     try:
         values = json.loads(path.read_text())
-        return Record(**_known(Record, values))
+        return Record(**known_fields(Record, values))
     except (OSError, ValueError, TypeError):  # gone meanwhile, or not one of ours
         return None
 

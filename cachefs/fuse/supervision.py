@@ -92,10 +92,11 @@ class Supervisor:
     def _take_over(self, found: Inheritance) -> None:
         self.attachment, self._orphan = found.attachment, found.orphan
         self.init = dict(found.record.init)
-        self.restarts = found.record.restarts + 1
+        self.restarts = found.record.restarts
         self.mounted_at_s = found.record.mounted_at_s
         if self._orphan is None:  # readers wait already: there is no way back
             self.state = "restarting"
+            self.restarts += 1
         self.log(f"taking over the mount at {self.job.spec.directory}")
 
     def resume(self, handover: Handover, current: Server) -> None:
@@ -138,6 +139,7 @@ class Supervisor:
         if self._orphan is not None:
             self._orphan.kill()
             self._orphan = None
+            self.restarts += 1
         try:
             if not self.attachment.outlives_server:
                 self.attachment.open()

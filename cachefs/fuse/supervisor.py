@@ -8,6 +8,7 @@ import argparse
 import os
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from weightstream.cachefs.fuse.handover import Job, read
@@ -29,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     job, handover = read(options.job_fd)
     if options.check:
         return 0
-    if job.log:
-        os.chdir("/")  # a daemon keeps no file system busy
+    if job.log and handover is None:
+        _become_daemon(job)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, children could not be waited for
     loop = Loop()
     if handover is not None:
@@ -38,6 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif not _begin(job, loop):
         return MountError.exit_code
     return loop.run()
+
+
+def _become_daemon(job: Job) -> None:
+    """Keep no file system busy, and nothing open that the shell had: a pipe, somebody's lock."""
+    os.chdir("/")
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) != job.report:
+            with suppress(OSError):  # the descriptor of the listing itself
+                os.close(int(name))
 
 
 def _begin(job: Job, loop: Loop) -> bool:

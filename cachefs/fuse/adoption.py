@@ -53,13 +53,17 @@ class Orphan:
             raise MountError(f"cannot take {DEVICE} over from process {self.pid}: {cause}")
         return found  # close-on-exec, as pidfd_getfd makes it
 
+    def is_gone(self, wait_s: float = 0.0) -> bool:
+        """Return whether it has ended, or does within some time."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(wait_s * 1000))
+
     def kill(self) -> None:
         """End it, and wait until it is gone."""
         with suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        poll.poll(_KILL_S * 1000)
+        self.is_gone(_KILL_S)
         os.close(self._pidfd)
 
 

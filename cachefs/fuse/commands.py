@@ -4,7 +4,6 @@
 so that a new question to servers needs no new supervisor.
 """
 
-import errno
 import itertools
 import socket
 from collections.abc import Callable
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from weightstream.cachefs.fuse.control import Client, Control
 from weightstream.cachefs.fuse.handover import Handover
+from weightstream.cachefs.fuse.mount_table import cannot_unmount
+from weightstream.errors import MountBusyError
 
 if TYPE_CHECKING:
     from weightstream.cachefs.fuse.supervision import Supervisor
@@ -101,8 +102,9 @@ class Commands:
         try:
             owner.attachment.detach(lazy)
         except OSError as error:
-            busy = error.errno == errno.EBUSY
-            client.answer({"error": _why_not(error), "exit_code": 7, "busy": busy})
+            why_not = cannot_unmount(owner.job.spec.directory, error)
+            busy = isinstance(why_not, MountBusyError)
+            client.answer({"error": str(why_not), "exit_code": why_not.exit_code, "busy": busy})
             return
         owner.log(f"{owner.job.spec.directory} unmounted on request")
         client.answer({"unmounted": True})
@@ -135,7 +137,3 @@ class Commands:
 
         self._owner.loop.after(limit_s, give_up)
         server.send({**question, "id": number})
-
-
-def _why_not(error: OSError) -> str:
-    return "it is in use" if error.errno == errno.EBUSY else str(error.strerror or error)

@@ -41,6 +41,17 @@ def log_path(directory: str) -> Path:
     return Path(base) / "weightstream" / f"{name_of(directory)}.log"
 
 
+def prepare_log(directory: str) -> Path:
+    """Return the path of a mount's log; make its folder, and see that it can be written."""
+    path = log_path(directory)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise MountError(f"cannot write the log {path}: {error.strerror}") from error
+    return path
+
+
 def run_in_place(job: Job) -> None:
     """Become the supervisor: same process, terminal and environment. Returns only by an error."""
     line, descriptor = command(job)

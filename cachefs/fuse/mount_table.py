@@ -5,13 +5,14 @@ in a state that not even SIGKILL ends. So directories are looked up in the table
 """
 
 import ctypes
+import errno
 import os
 import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from weightstream.errors import UsageError
+from weightstream.errors import MountBusyError, MountError, UsageError
 
 FILE_SYSTEM = "fuse.weightstream"
 
@@ -119,6 +120,13 @@ def mount(device: int, directory: str, source: str, allow_other: bool) -> None:
 def unmount(directory: str, flags: int = 0) -> None:
     """Call umount2(2). Raises `OSError`: EBUSY, EINVAL when nothing is mounted there."""
     _call("umount2", os.fsencode(directory), ctypes.c_int(flags | UMOUNT_NOFOLLOW))
+
+
+def cannot_unmount(directory: str, error: OSError) -> MountError:
+    """Return the error for what the system said."""
+    if error.errno == errno.EBUSY:
+        return MountBusyError(f"cannot unmount {directory}: it is in use")
+    return MountError(f"cannot unmount {directory}: {error.strerror or error}")
 
 
 def abort(minor: int) -> None:

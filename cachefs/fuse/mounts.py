@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from weightstream.errors import MountError, UsageError
+from weightstream.errors import MountBusyError, MountError, UsageError
 
 if TYPE_CHECKING:
     from weightstream.settings import Settings
@@ -205,9 +205,8 @@ class RunDirectory:
             raise ConnectionResetError(errno.ECONNRESET, "the supervisor went away")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise MountError(
-                str(answer["error"]), int(answer.get("exit_code", MountError.exit_code))
-            )
+            kind = MountBusyError if answer.get("busy") else MountError
+            raise kind(str(answer["error"]), int(answer.get("exit_code", kind.exit_code)))
         return answer
 
     def _file(self, directory: str, kind: str) -> Path:

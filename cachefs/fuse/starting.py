@@ -1,6 +1,5 @@
 """What happens before a mount has a supervisor: the driver is chosen, the directory looked at."""
 
-import errno
 import importlib.util
 import os
 import select
@@ -11,7 +10,7 @@ from weightstream.cachefs.fuse import mount_table
 from weightstream.cachefs.fuse.adoption import Orphan
 from weightstream.cachefs.fuse.attachment import DEVICE, fusermount
 from weightstream.cachefs.fuse.children import Child
-from weightstream.cachefs.fuse.mount_table import Mounted, mounted_at
+from weightstream.cachefs.fuse.mount_table import Mounted, cannot_unmount, mounted_at
 from weightstream.cachefs.fuse.mounts import Driver, RunDirectory
 from weightstream.errors import MountError, UsageError
 
@@ -123,19 +122,4 @@ def detach(directory: str, lazy: bool, force: bool) -> None:
         else:
             fusermount(directory, lazy or force)
     except OSError as error:
-        raise BusyError.of(directory, error) from error
-
-
-class BusyError(MountError):
-    """A mount that is in use, or cannot be unmounted for another reason."""
-
-    def __init__(self, message: str, busy: bool) -> None:
-        super().__init__(message)
-        self.busy = busy
-
-    @classmethod
-    def of(cls, directory: str, error: OSError) -> "BusyError":
-        """Return the error for what the system said."""
-        busy = error.errno == errno.EBUSY
-        cause = "it is in use" if busy else str(error.strerror or error)
-        return cls(f"cannot unmount {directory}: {cause}", busy)
+        raise cannot_unmount(directory, error) from error

@@ -17,6 +17,7 @@
     │   ├── StoreReadOnlyError     no permission to write it
     │   └── ForeignStoreError      the directory is not a weightstream store, or of another version
     ├── MountError                 a mount cannot be made, is busy or does not answer  exit 7
+    │   └── MountBusyError         somebody has files of it open
     └── LoadCancelled              the caller closed the load while it ran              exit 130
 
 Messages are one line and name the file, the range, the host and the cause, and never a secret.
@@ -135,6 +136,12 @@ class MountError(WeightstreamError):
     def __init__(self, message: str, exit_code: int = 7) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class MountBusyError(MountError):
+    """A mount that cannot be unmounted because somebody uses it."""
+
+    errno = _errno.EBUSY
 
 
 class LoadCancelled(WeightstreamError):

@@ -4,10 +4,11 @@ from typing import Annotated
 
 import typer
 
-from weightstream.cli import config, doctor, filling, loading, models
+from weightstream.cli import config, doctor, filling, loading, models, mounting
 from weightstream.cli.base import command
 
 LOADING = "Models"
+MOUNTS = "Mounts"
 STORE = "Store"
 MACHINE = "This machine"
 PROOF = "See for yourself"
@@ -42,6 +43,10 @@ def root(
 command(app, LOADING)(loading.load)
 command(app, LOADING)(filling.prefetch)
 command(app, LOADING)(models.ls)
+command(app, MOUNTS)(mounting.mount)
+command(app, MOUNTS)(mounting.umount)
+command(app, MOUNTS)(mounting.mounts)
+command(app, MOUNTS)(mounting.refresh)
 command(app, STORE)(models.status)
 command(app, STORE)(models.pin)
 command(app, STORE)(models.unpin)

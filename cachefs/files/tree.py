@@ -80,6 +80,7 @@ class Tree:
         self._lock = threading.Lock()
         self._listings = Listings()
         self._flights: dict[str, Flight] = {}
+        self._telling: set[Flight] = set()
         self._outage = Outage()
         self._probe: Flight | None = None
         self._closed = False
@@ -160,7 +161,9 @@ class Tree:
                 gone = self._listings.get(folder) is None
             if not gone:  # else it went with a folder above it
                 waiting.append(self._ask_again(folder))
-        return listed + sum(self._settled(flight) for flight in waiting)
+        listed += sum(self._settled(flight) for flight in waiting)
+        self._told()
+        return listed
 
     def close(self) -> None:
         """Save the snapshot and wake everybody who waits; listings under way count no more."""
@@ -232,6 +235,7 @@ class Tree:
             thread.start()
         except RuntimeError as error:  # no more threads
             self._failed(flight, UnavailableError(f"{self.uri}: cannot list: {error}"))
+            self._telling.discard(flight)
             flight.settled.set()
 
     def _ask_again(self, path: str) -> Flight:
@@ -254,6 +258,8 @@ class Tree:
             if changes:
                 self._on_change(changes)
         finally:
+            with self._lock:
+                self._telling.discard(flight)
             flight.settled.set()
 
     # Answers.
@@ -283,6 +289,7 @@ class Tree:
         counts = self._flights.get(flight.path) is flight
         if counts:
             del self._flights[flight.path]
+            self._telling.add(flight)
         flight.land(entries, error, cause)
         return counts
 
@@ -366,6 +373,13 @@ class Tree:
         ):
             raise cause
         return True
+
+    def _told(self) -> None:
+        """Wait until the differences that earlier listings found are told of as well."""
+        with self._lock:
+            telling = list(self._telling)
+        for flight in telling:
+            flight.settled.wait(self._deadline_s)
 
     def _copy(self) -> Sequence[tuple[str, tuple[Entry, ...]]]:
         with self._lock:

@@ -1,6 +1,6 @@
 """Every metric, in one place: name, unit, labels. Served by whoever has an HTTP server.
 
-Names follow the folders: fetch, write_back, store. All are stable unless the help says otherwise.
+Names follow the folders: fetch, write_back, store, files, fuse. All are stable unless the help says otherwise.
 """
 
 from prometheus_client import Counter, Gauge
@@ -24,3 +24,18 @@ SKIPPED_CHUNKS = Counter(
 QUEUED_CHUNKS = Gauge("weightstream_write_back_queued_chunks", "Chunks waiting to be written.")
 
 PARKED_READS = Gauge("weightstream_files_parked_reads", "Reads of a mount that wait for bytes.")
+
+FUSE_REQUESTS = Counter("weightstream_fuse_requests_total", "Questions of the kernel.", ["op"])
+FUSE_ERRORS = Counter(
+    "weightstream_fuse_errors_total", "Answers that were an error; EIO is logged.", ["errno"]
+)
+FUSE_READ_BYTES = Counter(
+    "weightstream_fuse_read_bytes_total",
+    "Bytes that were read through the server; passthrough files are read without it.",
+)
+FUSE_OPENS = Counter(
+    "weightstream_fuse_opens_total", "Files opened: passthrough, cached or direct.", ["way"]
+)
+FUSE_SWITCHES = Counter(
+    "weightstream_fuse_switches_total", "Files that completed after somebody had looked at them."
+)

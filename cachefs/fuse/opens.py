@@ -1,0 +1,168 @@
+"""Open files: how each is opened, what is counted, and how it is closed.
+
+A handle is the number of the request that opened it, so that an OPEN which two servers worked on
+(the first was killed before its answer) is one handle.
+
+    node of a file that fills    through the kernel's page cache (KEEP_CACHE), or DIRECT_IO
+    node of a complete file      by passthrough, never otherwise
+
+ESTALE has the kernel look the path up again, once, and open what it finds then. So an open that
+comes to the wrong node (the file has completed, was evicted, or was replaced by another version)
+is sent back. A second try of the same thread comes by no path (`/proc/self/fd/3`): it is served as
+it is.
+"""
+
+import errno
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from weightstream import metrics
+from weightstream.cachefs.files.entries import File, find
+from weightstream.cachefs.fuse import wire
+from weightstream.cachefs.fuse.connection import Refusal
+from weightstream.cachefs.fuse.names import Names
+from weightstream.cachefs.fuse.nodes import Node
+from weightstream.cachefs.fuse.passthrough import Passthrough
+from weightstream.cachefs.fuse.wire import Open, Parts, Request
+from weightstream.errors import WeightstreamError
+
+if TYPE_CHECKING:
+    from weightstream.cachefs.files.content import Content
+    from weightstream.cachefs.files.tree import Tree
+
+log = logging.getLogger(__name__)
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
+_MOST_SENT_BACK = 4096
+
+
+class Opens:
+    """Files that are open. Thread-safe."""
+
+    def __init__(
+        self, tree: "Tree", content: "Content", names: Names, passthrough: Passthrough
+    ) -> None:
+        self._tree = tree
+        self._content = content
+        self._names = names
+        self._passthrough = passthrough
+        self._lock = threading.Lock()
+        self._files: dict[int, File] = {}
+        self._sent_back: dict[tuple[int, int], None] = {}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def check(self, request: Request) -> None:
+        """Refuse what must not even reach a file: a backing file could be opened for writing."""
+        node = self._names.node(request.nodeid)
+        if not isinstance(node.entry, File):
+            raise Refusal(errno.EISDIR)
+        if wire.open_flags_of(request) & _WRITING:
+            raise Refusal(errno.EROFS)
+
+    def open(self, request: Request) -> Parts:
+        """Open a file that was checked; may wait for a fill that is about to end."""
+        node = self._names.node(request.nodeid)
+        if self._is_replaced(node):
+            self._send_back_once(request)
+        if node.is_complete:
+            return self._open_passing(request, node)
+        return self._open_filling(request, node)
+
+    def _open_filling(self, request: Request, node: Node) -> Parts:
+        file = _file_of(node)
+        if self._names.can_pass(file.blob, node.ino):
+            self._send_back_once(request)
+        handle = self._count(_handle(request), file)
+        try:
+            if self._names.can_pass(file.blob, node.ino):  # a moment ago
+                self._send_back_once(request)
+        except Refusal:
+            self.close(handle)
+            raise
+        direct = bool(wire.open_flags_of(request) & os.O_DIRECT)
+        flags = Open.DIRECT_IO if direct else Open.KEEP_CACHE
+        metrics.FUSE_OPENS.labels("direct" if direct else "cached").inc()
+        return [wire.open_out(handle, flags)]
+
+    def _open_passing(self, request: Request, node: Node) -> Parts:
+        file = _file_of(node)
+        # What is open already goes on, whatever became of the store's copy.
+        if not self._passthrough.is_open(node.id) and not self._names.can_pass(file.blob, node.ino):
+            raise Refusal(errno.ESTALE)
+        handle = self._count(_handle(request), file)
+        backing_id = self._passthrough.open(
+            handle, node.id, lambda: self._content.backing(file.blob)
+        )
+        if backing_id is None:  # evicted a moment ago
+            self.close(handle)
+            raise Refusal(errno.ESTALE)
+        metrics.FUSE_OPENS.labels("passthrough").inc()
+        return [wire.open_out(handle, Open.PASSTHROUGH, backing_id)]
+
+    def release(self, request: Request) -> Parts:
+        """Close a file."""
+        self.close(wire.handle_of(request))
+        return []
+
+    def close(self, handle: int) -> None:
+        """Close a handle, also one that the kernel never heard of."""
+        with self._lock:
+            file = self._files.pop(handle, None)
+        self._passthrough.release(handle)
+        if file is not None:
+            self._content.released(file)
+
+    def adopt(self, handles: Mapping[int, int]) -> None:
+        """Count what an earlier server opened by passthrough, so that it is not evicted."""
+        for handle, nodeid in handles.items():
+            node = self._names.node(nodeid)
+            if self._names.can_pass(_file_of(node).blob, node.ino):
+                self._count(handle, _file_of(node))
+
+    def undo(self, request: Request) -> None:
+        """Close what an open made whose answer nobody wanted."""
+        self.close(_handle(request))
+
+    def _count(self, handle: int, file: File) -> int:
+        try:
+            self._content.opened(file)
+        except WeightstreamError as error:
+            log.debug("opened without the store: %s", error)
+            return handle
+        with self._lock:
+            self._files[handle] = file
+        return handle
+
+    def _is_replaced(self, node: Node) -> bool:
+        """Say whether the folder is known to have another version of the file by now, or none."""
+        file = _file_of(node)
+        children = self._tree.peek(file.folder)
+        if children is None:
+            return False
+        now = find(children, file.name)
+        return not isinstance(now, File) or now.blob != file.blob
+
+    def _send_back_once(self, request: Request) -> None:
+        key = (request.nodeid, request.pid)
+        with self._lock:
+            if key in self._sent_back:
+                del self._sent_back[key]
+                return
+            if len(self._sent_back) >= _MOST_SENT_BACK:
+                self._sent_back.clear()
+            self._sent_back[key] = None
+        raise Refusal(errno.ESTALE)
+
+
+def _handle(request: Request) -> int:
+    return request.unique & ~wire.RESENT
+
+
+def _file_of(node: Node) -> File:
+    assert isinstance(node.entry, File)
+    return node.entry

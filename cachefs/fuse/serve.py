@@ -147,7 +147,7 @@ class Process:
             return self._prepare(MountSpec.from_json(message))
         match message.get("command"):
             case "serve":
-                self._serve(message.get("resume"))
+                return self._serve(message.get("resume"))
             case "stop":
                 self._stopping = True
             case _:
@@ -164,9 +164,7 @@ class Process:
             self._assembly = assemble(spec, self._changed)
             self._driver = self._make_driver(spec, self._assembly)
         except WeightstreamError as error:
-            message = mask_secrets(" ".join(str(error).split()))
-            self._control.say(event="failed", error=message, exit_code=error.exit_code)
-            return error.exit_code
+            return self._failed(error)
         gc.freeze()  # what was imported stays; collections need not look at it again
         self._control.say(event="prepared")
         return None
@@ -189,9 +187,18 @@ class Process:
         if self._driver is not None:
             self._driver.changed(changes)
 
-    def _serve(self, resume: Mapping[str, Any] | None) -> None:
+    def _serve(self, resume: Mapping[str, Any] | None) -> int | None:
         assert self._driver is not None
-        self._driver.start(resume)
+        try:
+            self._driver.start(resume)
+        except WeightstreamError as error:  # libfuse mounts by itself, and may not be able to
+            return self._failed(error)
+        return None
+
+    def _failed(self, error: WeightstreamError) -> int:
+        message = mask_secrets(" ".join(str(error).split()))
+        self._control.say(event="failed", error=message, exit_code=error.exit_code)
+        return error.exit_code
 
     # ---- while it serves
 

@@ -1,5 +1,6 @@
 """Trees over an origin in memory, with a clock that stands still."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -47,6 +48,11 @@ class Planted:
         """Return the names in a folder."""
         return [entry.name for entry in self.tree.children(path)]
 
+    def look(self, *paths: str) -> None:
+        """Have these folders known."""
+        for path in paths:
+            self.tree.children(path)
+
     def asked(self) -> list[str]:
         """Return the folders that were asked for since this was called last."""
         asked, self.origin.asked = self.origin.asked, []
@@ -71,7 +77,6 @@ def planted(tmp_path: Path) -> Iterator[Planted]:
 @pytest.fixture
 def until() -> Callable[[Callable[[], bool]], None]:
     """Wait for a condition, long."""
-    import time
 
     def wait(condition: Callable[[], bool]) -> None:
         deadline_s = time.monotonic() + 60

@@ -131,7 +131,7 @@ def test_a_refresh_of_a_silent_origin_fails_and_keeps_everything(planted: Plante
 
 @pytest.mark.usefixtures("silence_expected")
 def test_an_origin_that_says_no_ends_an_outage(planted: Planted, until: Until) -> None:
-    planted.names(), planted.names("llama")
+    planted.look("", "llama")
     planted.clock.now_s += 60.0
     planted.origin.silence()
     planted.names()
@@ -179,7 +179,7 @@ def test_a_restarted_tree_knows_what_the_one_before_knew(planted: Planted) -> No
 
 
 def test_a_restarted_tree_tells_what_changed_meanwhile(planted: Planted) -> None:
-    planted.names(), planted.names("llama")
+    planted.look("", "llama")
     planted.restarted()
     planted.origin.files["llama/a.safetensors"] = "v2"
     planted.asked()

@@ -156,7 +156,7 @@ def test_the_first_change_is_saved_at_once_and_the_rest_later(tmp_path: Path, un
 
 
 def test_nothing_changed_nothing_saved(planted: Planted) -> None:
-    planted.names(), planted.names("llama")
+    planted.look("", "llama")
     planted.restarted()
     written = planted.snapshot_path.stat().st_mtime_ns
     assert planted.tree.refresh() == 2

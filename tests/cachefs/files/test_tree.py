@@ -97,7 +97,7 @@ def test_a_folder_that_is_not_there(planted: Planted) -> None:
 
 
 def test_changes_are_told(planted: Planted) -> None:
-    planted.names(), planted.names("llama"), planted.names("llama/deep")
+    planted.look("", "llama", "llama/deep")
     assert planted.told() == []  # what was never shown did not change
     files = planted.origin.files
     files["llama/a.safetensors"] = "v2"
@@ -119,7 +119,7 @@ def test_changes_are_told(planted: Planted) -> None:
 
 
 def test_a_folder_that_vanished(planted: Planted) -> None:
-    planted.names(), planted.names("llama")
+    planted.look("", "llama")
     for name in [name for name in planted.origin.files if name.startswith("llama/")]:
         del planted.origin.files[name]
     assert planted.tree.refresh("llama") == 1
@@ -313,7 +313,7 @@ def test_a_storm_of_readers_and_changes(planted: Planted) -> None:
 
 
 def test_no_access(planted: Planted) -> None:
-    planted.names(), planted.names("llama"), planted.names("llama/deep")
+    planted.look("", "llama", "llama/deep")
     planted.clock.now_s += 60.0
     planted.origin.failure = lambda path: (
         AccessDeniedError(f"{path}: no") if path == "llama" else None

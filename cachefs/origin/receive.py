@@ -3,7 +3,8 @@
 Plain TCP: `recv_into(view, n, MSG_WAITALL)` on a blocking socket moves a MiB in one system call
 with the interpreter lock released. A Python timeout would make the descriptor non-blocking, and
 MSG_WAITALL means nothing there; so the stall timeout is the kernel's SO_RCVTIMEO.
-TLS: OpenSSL hands out one record (16 KiB) per call, whatever is asked for.
+TLS: OpenSSL hands out one record (16 KiB) per call, whatever is asked for; but the thread need not
+be woken for each. Here the time-out is Python's: its SSL object retries blocking reads for ever.
 
 Measured: 8 MiB ranges of 512 MiB from nginx over loopback into huge pages, 2 shared cores, Python
 3.11, median of 7 interleaved runs; GB/s and CPU seconds per GB of the client with 1, 2, 4 threads:
@@ -14,10 +15,15 @@ Measured: 8 MiB ranges of 512 MiB from nginx over loopback into huge pages, 2 sh
     MSG_WAITALL, 1 MiB, wake at 512 KiB   2.12 0.34    1.77 0.37    1.67 0.37
 
 Steps of 256 KiB, 2 MiB and 8 MiB are no better than 1 MiB.
+
+TLS 1.2 with AES-128, 4 threads, 768 MiB, medians of 3 on a busy machine: 0.93 CPU s/GB woken at
+each segment, 0.85 at 64 KiB (128 to 512 KiB are no better). A MemoryBIO fed with 256 KiB or 1 MiB
+at a time cost 1.19-1.39 where this cost 1.06, for its copies.
 """
 
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import struct
@@ -29,6 +35,8 @@ if TYPE_CHECKING:
 
 STEP_BYTES = 1 << 20
 WAKE_BYTES = 512 << 10
+TLS_WAKE_BYTES = 64 << 10
+_RECORD_BYTES = (16 << 10) + 256
 
 
 def set_kernel_timeouts(sock: socket.socket, timeout_s: float) -> None:
@@ -82,8 +90,25 @@ def _wake_after(sock: socket.socket, count: int) -> None:
 
 def _receive_tls(sock: ssl.SSLSocket, into: memoryview, done: int, transfer: Transfer) -> int:
     told, total = 0, len(into)
+    # What is left has at least as many bytes in TLS, but OpenSSL may hold two records of them.
+    calm_until = total - TLS_WAKE_BYTES - 2 * _RECORD_BYTES
+    calm = done <= calm_until
+    if calm:
+        _wake_after(sock, TLS_WAKE_BYTES)
     while done < total:
-        count = sock.recv_into(into[done:], total - done)
+        if calm and done > calm_until:
+            calm = False
+            _wake_after(sock, 1)
+        try:
+            count = sock.recv_into(into[done:], total - done)
+        except OSError as error:
+            if told < done:
+                transfer.advance(done - told)  # the next attempt begins behind these
+                told = done
+            if not (isinstance(error, TimeoutError) and calm and _has_bytes(sock)):
+                raise
+            calm = False  # a slow link: it does not bring as much in that time
+            continue
         if count == 0:
             break
         done += count
@@ -93,3 +118,11 @@ def _receive_tls(sock: ssl.SSLSocket, into: memoryview, done: int, transfer: Tra
     if told < done:
         transfer.advance(done - told)
     return done
+
+
+def _has_bytes(sock: socket.socket) -> bool:
+    """Say whether anything lies ready; from now on that is enough to wake the thread."""
+    _wake_after(sock, 1)
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    return bool(poller.poll(0))

@@ -6,6 +6,7 @@ import select
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from tests.cachefs.origin.servers import Handler, Notes, RawServer, header, part
 
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.origin import open_origin
+from weightstream.cachefs.origin.tls import make_context
 from weightstream.errors import AccessDeniedError, LoadCancelled, UnavailableError, UsageError
 from weightstream.settings import Settings
 
@@ -163,6 +165,62 @@ def test_cancelled_tls_read_gives_no_ciphertext(
     canceller.join()
     done = sum(notes.advanced)
     assert into[:done] == CONTENT[:done]
+
+
+@pytest.mark.parametrize("sent", [0, 10, 1_000_000])
+def test_a_stalled_tls_body_ends_in_time(
+    tls_server: TlsServer, certificate: Path, settings: Settings, sent: int
+) -> None:
+    def serve(head: str, sock: socket.socket) -> bool:
+        data = partial(CONTENT, head)
+        sock.sendall(data[: data.index(b"\r\n\r\n") + 4 + sent])
+        return tls_server.rest()
+
+    tls_server.handler = serve
+    into, notes = bytearray(len(CONTENT)), Notes()
+    origin = open_origin(tls_server.url, settings, {"verify": str(certificate)})
+    with pytest.raises(UnavailableError, match="no byte within the stall timeout"):
+        origin.read_into(
+            Blob(f"{tls_server.url}/f", len(CONTENT), "abc"), 0, memoryview(into), notes
+        )
+    done = sum(notes.advanced)
+    assert sent - 10_000 <= done <= sent  # the answer's head shares a record with the first bytes
+    assert into[:done] == CONTENT[:done]
+
+
+def test_a_slow_tls_link_is_no_stall(
+    tls_server: TlsServer, certificate: Path, settings: Settings
+) -> None:
+    """Slower than the kernel's wake-up mark within the stall timeout, but never silent."""
+    size = 300_000
+
+    def serve(head: str, sock: socket.socket) -> bool:
+        data = partial(CONTENT, head)
+        for start in range(0, len(data), 20_000):
+            sock.sendall(data[start : start + 20_000])
+            time.sleep(0.1)
+        return True
+
+    tls_server.handler = serve
+    into = bytearray(size)
+    origin = open_origin(tls_server.url, settings, {"verify": str(certificate)})
+    blob = Blob(f"{tls_server.url}/f", len(CONTENT), "abc")
+    for start in range(2):  # the second time on the same connection
+        origin.read_into(blob, start, memoryview(into), Notes())
+        assert into == CONTENT[start : start + size]
+    origin.close()
+
+
+def test_of_what_the_system_allows_the_cheapest_good_cipher_comes_first() -> None:
+    usual = {cipher["name"] for cipher in ssl.create_default_context().get_ciphers()}
+    context = make_context()
+    names = [cipher["name"] for cipher in context.get_ciphers()]
+    older = [name for name in names if not name.startswith("TLS_")]
+    assert set(names) == usual
+    assert older[0].startswith("ECDHE")
+    assert "AES128-GCM" in older[0]
+    assert context.security_level == ssl.create_default_context().security_level
+    assert context.minimum_version == ssl.create_default_context().minimum_version
 
 
 @dataclass

@@ -331,15 +331,16 @@ class Tree:
 
     def _silent(self, flight: Flight, error: Exception) -> None:
         with self._lock:
+            first = self._outage.failed(self._clock()) and not self._closed
+        if first:  # said before anybody sees what is old
+            log.warning("the origin is silent, folders are shown as listed before: %s", error)
+        with self._lock:
             known = self._listings.get(flight.path)
-            first = self._outage.failed(self._clock())
             if known is not None:
                 known.until_s = max(known.until_s, self._outage.retry_at_s)
                 self._land(flight, known.entries, None, error)
             else:
                 self._land(flight, (), error, error)
-        if first and not self._closed:
-            log.warning("the origin is silent, folders are shown as listed before: %s", error)
 
     def _tell(self, outage_ended: bool) -> None:
         if outage_ended:

@@ -25,6 +25,11 @@ class Where:
     directory: Path
     scratch: Path  # for caches, logs and files of credentials
 
+    @property
+    def run_directory(self) -> Path:
+        """Return where weightstream notes its mounts."""
+        return self.scratch / "run"
+
 
 @dataclass(frozen=True, slots=True)
 class Launch:
@@ -88,7 +93,11 @@ def weightstream(where: Where, options: Options) -> Launch:
     settings = {f"WEIGHTSTREAM_{name.upper()}": value for name, value in options.items()}
     program = (sys.executable, "-m", "weightstream.cli")
     mount = (*program, "mount", "--foreground", f"s3://{where.bucket}", str(where.directory))
-    env = {"WEIGHTSTREAM_STORE": str(where.scratch / "store"), **settings}
+    env = {
+        "WEIGHTSTREAM_STORE": str(where.scratch / "store"),
+        "WEIGHTSTREAM_RUN_DIRECTORY": str(where.run_directory),
+        **settings,
+    }
     return Launch(mount, env, (*program, "umount", str(where.directory)))
 
 

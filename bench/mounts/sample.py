@@ -26,7 +26,7 @@ _COLD_AT_MOST = 0.01
 _WARM_AT_LEAST = 0.99
 _COLD_FETCHES_AT_LEAST = 0.99  # of its bytes, else it was not cold
 _COMPLETE_S = 60.0
-_GAUGES_S = 15.0
+_GAUGES_S = 60.0  # a file is let go of some ten seconds after its last use
 _RCLONE_NOTES_S = 7.0  # it notes what its cache holds five seconds after a file's last read
 _READS_FILES = ("read", "map", "tensors", "threads", "hold")
 
@@ -144,7 +144,7 @@ class Trial:
         self, mount: Mount | None, blank: Sample, mounted_mark: int, check: bool
     ) -> list[Sample]:
         """Let the cell's processes work at the same time; count until the last is done."""
-        status = Status(mount.directory) if mount and self._ours else None
+        status = Status(mount.directory, self.scratch / "run") if mount and self._ours else None
         with ExitStack() as stack:
             children = [
                 stack.enter_context(self._child(self._task(mount)))
@@ -207,8 +207,8 @@ class Trial:
         now = status.reads()
         return replace(
             facts,
-            reads=now - reads if now is not None and reads is not None else None,
-            gauges=status.gauges(_GAUGES_S),
+            reads=now - reads if reads is not None else None,
+            gauges=status.gauges(_GAUGES_S) if self.cell.work == "hold" else None,
         )
 
     def _ended(self, children: Sequence[Child], check: bool) -> str:

@@ -17,10 +17,10 @@ import logging
 import os
 import stat
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
-
-import fuse
 
 from weightstream import metrics
 from weightstream.cachefs.blob import Blob, Extent
@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from weightstream.cachefs.files.content import Content
     from weightstream.cachefs.files.tree import Tree
 
+# Not by an import statement: type checkers take the folder that we are in for it.
+fuse: Any = import_module("fuse")
 fuse.fuse_python_api = (0, 2)
+
 log = logging.getLogger(__name__)
 
 _PREFIX = "user.weightstream."
@@ -126,6 +129,7 @@ class PythonFuse(fuse.Fuse):  # type: ignore[misc]
         self._store = store
         self._on_ready = on_ready
         self._owner = os.geteuid(), os.getegid()
+        self._since_s = int(time.time())
         self._aside = Aside(directory)
         self.versions = Versions()
 
@@ -213,7 +217,7 @@ class PythonFuse(fuse.Fuse):  # type: ignore[misc]
     @_answering
     def read(self, path: str, size: int, offset: int, handle: Handle) -> bytes:
         """Return bytes; waits for them."""
-        metrics.FUSE_REQUESTS.labels("READ").inc()
+        metrics.FUSE_REQUESTS.labels("read").inc()
         data = handle.data(self._content)
         if data >= 0:
             found = os.pread(data, size, offset)
@@ -277,12 +281,12 @@ class PythonFuse(fuse.Fuse):  # type: ignore[misc]
     def _stat(self, entry: Entry) -> Any:
         uid, gid = self._owner
         if isinstance(entry, Folder):
-            mode, size, modified_s = stat.S_IFDIR | 0o555, 0, 0
+            mode, size, links, modified_s = stat.S_IFDIR | 0o555, 0, 2, self._since_s
         else:
-            mode, size = stat.S_IFREG | 0o444, entry.blob.size
-            modified_s = entry.modified_ns // 1_000_000_000
+            mode, size, links = stat.S_IFREG | 0o444, entry.blob.size, 1
+            modified_s = entry.modified_ns // 1_000_000_000  # it takes whole seconds only
         return fuse.Stat(
-            st_mode=mode, st_ino=_ino(entry), st_nlink=1, st_uid=uid, st_gid=gid, st_size=size,
+            st_mode=mode, st_ino=_ino(entry), st_nlink=links, st_uid=uid, st_gid=gid, st_size=size,
             st_atime=modified_s, st_mtime=modified_s, st_ctime=modified_s,
         )  # fmt: skip
 

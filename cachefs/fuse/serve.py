@@ -23,6 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
+from weightstream import metrics
 from weightstream.cachefs.files.entries import Change
 from weightstream.cachefs.fuse.assembly import Assembly, assemble
 from weightstream.cachefs.fuse.lines import Channel, ChannelClosed
@@ -263,6 +264,8 @@ class Process:
         command = message.get("command")
         if command == "status":
             return {"gauges": dict(self._driver.gauges())}
+        if command == "metrics":
+            return {"metrics": metrics.samples()}
         if command == "refresh":
             folders = self._assembly.tree.refresh(str(message.get("path") or ""))
             self._driver.settle(_TELL_KERNEL_S)

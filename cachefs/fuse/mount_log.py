@@ -1,11 +1,12 @@
 """The supervisor's log: one line per event of a mount's life, beside what the server writes."""
 
 import os
-import sys
 import time
+from contextlib import suppress
 
 # A mount lives for months; its log must not fill the disk. The last part is kept in NAME.1.
 _MOST_BYTES = 16 << 20
+_STDERR = 2  # not sys.stderr, which keeps what it could not write and fails again at exit
 
 
 class MountLog:
@@ -20,11 +21,9 @@ class MountLog:
     def __call__(self, text: str, level: str = "INFO") -> None:
         """Write one line. A disk that is full is no reason to end a mount."""
         stamp = time.strftime("%Y-%m-%d %H:%M:%S ") if self._dated else ""
-        try:
-            sys.stderr.write(f"{stamp}{level} supervisor: {text}\n")
-            sys.stderr.flush()
-        except OSError:
-            pass
+        line = f"{stamp}{level} supervisor: {text}\n"
+        with suppress(OSError):
+            os.write(_STDERR, line.encode(errors="backslashreplace"))
 
     def trim(self) -> None:
         """Begin the file anew when it is large; who writes to it goes on (it is opened to append).

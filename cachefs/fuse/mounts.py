@@ -2,12 +2,13 @@
 
 Imported by the supervisor, which holds the mount for months in a few MiB: standard library only.
 
-Each mount has three files in the run directory, named after its directory (`mnt-models-1f3870be`):
+Each mount has four files in the run directory, named after its directory (`mnt-models-1f3870be`):
 
     NAME.json   the record: who serves it, since when, where its log is
     NAME.sock   the control socket: one JSON line asks, one answers
     NAME.lock   locked (flock) by the supervisor as long as it lives; a process id may be
                 somebody else's by now, a lock may not
+    NAME        what a server notes for the next one (`journal.py`)
 
 Everything there is for the user alone (0700, 0600), so who may connect may command.
 """
@@ -135,9 +136,11 @@ class RunDirectory:
         partial.replace(path)
 
     def forget(self, directory: str) -> None:
-        """Remove a mount's record and socket."""
-        for kind in ("json", "sock"):
-            self._file(directory, kind).unlink(missing_ok=True)
+        """Remove a mount's record and socket, and what its servers noted for each other."""
+        name = name_of(directory)
+        for file in os.listdir(self.path) if self.path.is_dir() else []:
+            if file.startswith(name) and file != f"{name}.lock":
+                (self.path / file).unlink(missing_ok=True)
 
     def lock(self, directory: str) -> int | None:
         """Return a descriptor that holds the mount's lock; None when its supervisor lives."""

@@ -12,6 +12,7 @@ import socket
 
 _FIRST_DESCRIPTOR = 3
 FUSE = "fuse"
+_DEVICE = (10, 229)  # /dev/fuse, on every Linux
 
 
 def notify(*lines: str, keep: int = -1) -> bool:
@@ -59,11 +60,15 @@ def kept_fuse() -> int:
     for index in range(int(values["FDS"])):
         descriptor = _FIRST_DESCRIPTOR + index
         os.set_inheritable(descriptor, False)
-        if found < 0 and index < len(names) and names[index] == FUSE:
+        if found < 0 and names[index : index + 1] == [FUSE] and _is_fuse(descriptor):
             found = descriptor
         else:
             os.close(descriptor)
     return found
+
+
+def _is_fuse(descriptor: int) -> bool:
+    return os.fstat(descriptor).st_rdev == os.makedev(*_DEVICE)
 
 
 def watchdog_s() -> float | None:

@@ -23,7 +23,7 @@ import weightstream
 SOURCE = Path(weightstream.__file__).resolve().parents[1]
 ROOT = Path(__file__).resolve().parents[2]
 
-_PRELUDE = """
+PRELUDE = """
 import json, sys
 def emit(value=None):
     status = open("/proc/self/status").read()
@@ -154,7 +154,7 @@ def start_python(
     prefix: tuple[str, ...] = (),
 ) -> Child:
     """Start a snippet; its arguments are in `sys.argv[1:]`. `prefix`: `ip netns exec NAME`."""
-    command = [*prefix, sys.executable, "-c", _PRELUDE + code, *map(str, arguments)]
+    command = [*prefix, sys.executable, "-c", PRELUDE + code, *map(str, arguments)]
     return Child(command, env)
 
 

@@ -1,18 +1,19 @@
 """Mounts with a supervisor in the background, and nothing of them left after the test."""
 
+import hashlib
 import os
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.cachefs.fuse import fake_server
+from tests.kit.processes import PRELUDE, Child
 
 from weightstream.cachefs.fuse import launching, mount_table
 from weightstream.cachefs.fuse.handover import Job
@@ -149,19 +150,38 @@ def sandbox(tmp_path: Path) -> Iterator[Sandbox]:
         box.clean()
 
 
-@contextmanager
-def in_background(work: Callable[[], object]) -> Iterator[list[object]]:
-    """Do something in a thread; yield a list that gets its result or its error."""
-    results: list[object] = []
+_READ = """
+import hashlib, sys
+emit("begun")
+while True:
+    try:
+        with open(sys.argv[1], "rb") as file:
+            emit(hashlib.sha256(file.read()).hexdigest())
+    except OSError as error:
+        emit(error.strerror)
+    if sys.argv[2] == "once":
+        break
+"""
 
-    def run() -> None:
-        try:
-            results.append(work())
-        except OSError as error:
-            results.append(error)
 
-    thread = threading.Thread(target=run, name="weightstream-test", daemon=True)
-    thread.start()
-    yield results
-    thread.join(60)
-    assert results, "still blocked"
+class Reader(Child):
+    """A process that reads a file once, or again and again.
+
+    Not a thread of the test: a fork of a process that has a file open waits for the file system
+    (measured: for ever, when that is dead), for the child closes what it inherited.
+    """
+
+    def __init__(self, path: Path, how: str = "once") -> None:
+        super().__init__([sys.executable, "-c", PRELUDE + _READ, str(path), how])
+        self.wait_for(lambda: bool(self.values()))
+
+    def outcome(self) -> str:
+        """Return the digest of what it read, or the error; wait for it."""
+        return str(self.result().values[-1])
+
+    def reads(self) -> list[str]:
+        """Return the outcomes so far."""
+        return [str(value) for value in self.values()[1:]]
+
+
+DIGEST = hashlib.sha256(fake_server.content()).hexdigest()

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -13,10 +12,11 @@ from pathlib import Path
 import pytest
 from tests.cachefs.fuse.fake_server import content
 from tests.cachefs.fuse.supervised import (
+    DIGEST,
     SOURCE,
+    Reader,
     Sandbox,
     eventually,
-    in_background,
     is_running,
     needs_mount,
     sandbox,
@@ -73,11 +73,11 @@ def test_inherits_nothing_of_the_shell(sandbox: Sandbox) -> None:
 
 def test_dead_server_is_not_noticed_by_a_reader(sandbox: Sandbox) -> None:
     report = sandbox.start(delay_s=0.15)
-    with in_background(sandbox.data.read_bytes) as results:
+    with Reader(sandbox.data) as reader:
         time.sleep(0.05)
-        assert not results
+        assert not reader.reads()
         kill(report["server_pid"])
-    assert results == [DATA]
+        assert reader.outcome() == DIGEST
     record = sandbox.wait_ready(1)
     assert record.server_pid != report["server_pid"]
     assert record.supervisor_pid == report["supervisor_pid"]
@@ -130,26 +130,15 @@ def test_silent_server_is_replaced(sandbox: Sandbox, how: str) -> None:
 
 def test_upgrade_under_load_fails_no_read(sandbox: Sandbox) -> None:
     report = sandbox.start()
-    done = threading.Event()
-    reads = 0
-
-    def read() -> str:
-        nonlocal reads
-        while not done.is_set():
-            assert sandbox.data.read_bytes() == DATA
-            reads += 1
-        return "well"
-
-    with in_background(read) as results:
-        servers = set()
+    servers = set()
+    with Reader(sandbox.data, "again and again") as reader:
         for _ in range(5):
             upgraded = sandbox.ask("upgrade", python=sys.executable)
             servers.add(upgraded["server_pid"])
             assert upgraded["supervisor_pid"] == report["supervisor_pid"]
-            before = reads
-            eventually(lambda before=before: reads > before + 1 or bool(results), "reads")  # type: ignore[misc]
-        done.set()
-    assert results == ["well"]
+            before = len(reader.reads())
+            reader.wait_for(lambda before=before: len(reader.reads()) > before + 1)  # type: ignore[misc]
+        assert set(reader.reads()) == {DIGEST}
     assert len(servers) == 5
     assert upgraded["restarts"] == 0
 
@@ -176,9 +165,8 @@ def test_upgrade_whose_server_fails_keeps_the_old_one(sandbox: Sandbox) -> None:
 def test_readers_are_let_go_when_no_server_comes(sandbox: Sandbox) -> None:
     report = sandbox.start(Limits(patience_s=1.0), crash_restarted=True)
     kill(report["server_pid"])
-    with in_background(sandbox.data.read_bytes) as results:
-        pass
-    assert isinstance(results[0], OSError)
+    with Reader(sandbox.data) as reader:
+        assert "onnect" in reader.outcome()
     assert "reads fail from now on" in sandbox.log
     os.kill(report["supervisor_pid"], signal.SIGTERM)
     sandbox.wait_gone()
@@ -186,13 +174,13 @@ def test_readers_are_let_go_when_no_server_comes(sandbox: Sandbox) -> None:
 
 def test_terminates_though_a_reader_waits_for_ever(sandbox: Sandbox) -> None:
     report = sandbox.start(deaf=True)
-    with in_background((Path(sandbox.directory) / "stuck").read_bytes) as results:
+    with Reader(Path(sandbox.directory) / "stuck") as reader:
         time.sleep(0.2)
         began_s = time.monotonic()
         os.kill(report["supervisor_pid"], signal.SIGTERM)
         sandbox.wait_gone(15)
         print(f"SIGTERM to the end: {time.monotonic() - began_s:.2f} s")
-    assert isinstance(results[0], OSError)
+        assert "onnect" in reader.outcome()
 
 
 def test_terminates_though_the_server_hangs(sandbox: Sandbox) -> None:
@@ -238,11 +226,11 @@ def test_unmount_of_a_busy_mount(sandbox: Sandbox) -> None:
 
 def test_forced_unmount_ends_readers(sandbox: Sandbox) -> None:
     sandbox.start()
-    with in_background((Path(sandbox.directory) / "stuck").read_bytes) as results:
+    with Reader(Path(sandbox.directory) / "stuck") as reader:
         time.sleep(0.2)
         sandbox.ask("umount", force=True)
         sandbox.wait_gone(15)
-    assert isinstance(results[0], OSError)
+        assert "onnect" in reader.outcome()
 
 
 def test_aborted_connection_is_mounted_again(sandbox: Sandbox) -> None:
@@ -296,10 +284,10 @@ def test_killed_supervisor_is_taken_over_from(sandbox: Sandbox) -> None:
     report = sandbox.start(delay_s=0.1)
     kill(report["supervisor_pid"])
     eventually(lambda: not sandbox.run.is_supervised(sandbox.directory), "the lock is free")
-    with in_background(sandbox.data.read_bytes) as results:
-        time.sleep(0.1)
+    with Reader(sandbox.data) as reader:
+        time.sleep(0.05)
         again = sandbox.start(delay_s=0.1)
-    assert results == [DATA]
+        assert reader.outcome() == DIGEST
     assert again["supervisor_pid"] != report["supervisor_pid"]
     assert again["restarts"] == 1
     assert not is_running(report["server_pid"])

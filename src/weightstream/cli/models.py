@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from weightstream.cli.base import Cli, table
+from weightstream.cli.mounted import mount_of, show
 from weightstream.errors import NotFoundError, StoreError, UsageError
 
 if TYPE_CHECKING:
@@ -111,11 +112,15 @@ def status(
     uri: Annotated[
         str | None,
         typer.Argument(
-            metavar="[URI]", help="Show each file of this model.", autocompletion=stored_uris
+            metavar="[URI|PATH]", help="Show each file of this.", autocompletion=stored_uris
         ),
     ] = None,
 ) -> None:
-    """Show what the store holds: sizes, how complete, pinned, in use."""
+    """Show what the store holds, or what is here of a model, a file, or a path in a mount."""
+    mounted = mount_of(uri) if uri is not None else None
+    if uri is not None and mounted is not None:
+        show(cli, uri, mounted)
+        return
     store = open_store(cli)
     infos = list(store.blobs())
     files = _files_under(store, infos, uri) if uri is not None else ()

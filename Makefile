@@ -59,11 +59,12 @@ $(VENV)/.demo: $(VENV)/.base pyproject.toml
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.base pyproject.toml
-	@scripts/need nginx=nginx-light curl=curl ip=iproute2 openssl=openssl || echo 'the tests that need them are skipped' >&2
+	@scripts/need nginx=nginx-light curl=curl ip=iproute2 openssl=openssl fusermount3=fuse3 || echo 'the tests that need them are skipped' >&2
 	$(PIP) install --editable '.[torch,demo]' --group dev
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.base pyproject.toml
-	@scripts/need nginx=nginx-light tc=iproute2 curl=curl || echo 'the scenarios that need them are left out' >&2
+	@scripts/need nginx=nginx-light tc=iproute2 curl=curl fusermount3=fuse3 s3fs=s3fs || echo 'the scenarios that need them are left out' >&2
 	$(PIP) install --editable '.[torch,demo,bench]'
+	$(PIP) install 'fuse-python>=1.0.9' || echo 'the driver fuse-python is left out' >&2
 	@touch $@

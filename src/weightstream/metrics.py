@@ -1,9 +1,10 @@
 """Every metric, in one place: name, unit, labels. Served by whoever has an HTTP server.
 
-Names follow the folders: fetch, write_back, store, files, fuse. All are stable unless the help says otherwise.
+Names follow the folders: fetch, write_back, store, files, fuse. All are stable unless the help says
+otherwise.
 """
 
-from prometheus_client import Counter, Gauge
+from prometheus_client import REGISTRY, Counter, Gauge
 
 FETCHED_BYTES = Counter(
     "weightstream_fetch_bytes_total", "Bytes that arrived for readers.", ["source"]
@@ -39,3 +40,14 @@ FUSE_OPENS = Counter(
 FUSE_SWITCHES = Counter(
     "weightstream_fuse_switches_total", "Files that completed after somebody had looked at them."
 )
+
+
+def samples() -> dict[str, float]:
+    """Return the value of every metric of ours: `weightstream_fuse_requests_total{op="read"}`."""
+    found = {}
+    for metric in REGISTRY.collect():
+        for sample in metric.samples:
+            if sample.name.startswith("weightstream_") and not sample.name.endswith("_created"):
+                labels = ",".join(f'{name}="{value}"' for name, value in sample.labels.items())
+                found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found

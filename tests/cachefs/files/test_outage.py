@@ -89,6 +89,7 @@ def test_in_an_outage_nobody_waits_and_one_asks(planted: Planted, expect_log: Lo
     planted.asked()
     for path, entries in before.items():
         assert planted.tree.children(path) is entries
+        assert planted.tree.ttl_s(path) == 2.0
     assert planted.asked() == []  # just asked
     planted.clock.now_s += 30.0
     with planted.origin.held("llama") as gate:

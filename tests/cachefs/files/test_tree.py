@@ -1,6 +1,7 @@
 """The tree: what it shows, when it asks, whom it tells."""
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from tests.conftest import LogWatch
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.files.entries import File, Folder
 from weightstream.cachefs.files.listings import Listing, Listings
-from weightstream.cachefs.files.tree import Tree
-from weightstream.cachefs.origin.base import FolderListing
+from weightstream.cachefs.files.tree import Change, Tree
+from weightstream.cachefs.origin import FolderListing, Listed
 from weightstream.errors import (
     AccessDeniedError,
     LoadCancelled,
@@ -142,18 +143,11 @@ def test_a_file_becomes_a_folder(planted: Planted) -> None:
     assert planted.names("config.json") == ["x"]
 
 
-def test_another_date_is_no_change(planted: Planted) -> None:
+def test_another_date_is_no_change(planted: Planted, monkeypatch: pytest.MonkeyPatch) -> None:
     before = planted.tree.entry("config.json")
     assert isinstance(before, File)
-    listing = FolderListing((), ())
-
-    def again(uri: str) -> FolderListing:
-        return listing
-
-    from weightstream.cachefs.origin import Listed
-
     listing = FolderListing(("llama", "qwen"), (Listed(before.blob, 99),))
-    planted.origin.list_folder = again  # type: ignore[method-assign]
+    monkeypatch.setattr(planted.origin, "list_folder", lambda uri: listing)
     planted.tree.refresh()
     after = planted.tree.entry("config.json")
     assert isinstance(after, File)
@@ -212,6 +206,43 @@ def test_an_answer_from_before_a_refresh_does_not_count(planted: Planted) -> Non
         assert "new" not in early.result(WAIT_S)  # as it was when it was asked for
     assert "new" in planted.names()
     assert planted.told() == [("", "new")]
+
+
+def test_a_first_listing_from_before_a_refresh_does_not_count(planted: Planted) -> None:
+    planted.names()
+    with ThreadPoolExecutor(1, "weightstream-test") as pool:
+        with planted.origin.held("llama") as gate:
+            early = pool.submit(planted.names, "llama")
+            gate.wait_for_one()
+            planted.origin.files["llama/new"] = "v1"
+            planted.tree.refresh()
+        assert "new" not in early.result(WAIT_S)
+    assert "new" in planted.names("llama")
+
+
+def test_a_refresh_waits_until_earlier_differences_are_told(tmp_path: Path) -> None:
+    origin, come, go = Origin(dict(FILES)), threading.Event(), threading.Event()
+    told: list[str] = []
+
+    def tell(changes: Sequence[Change]) -> None:
+        come.set()
+        assert go.wait(WAIT_S)
+        told.extend(change.name for change in changes)
+
+    tree = Tree(ROOT, origin, Settings(store=tmp_path, listing_ttl_s=0.0), None, tell)
+    tree.children("")
+    origin.files["new"] = "v1"
+    assert tree.entry("new") is not None  # answered before it is told
+    assert come.wait(WAIT_S)
+    with ThreadPoolExecutor(1, "weightstream-test") as pool:
+        refreshed = pool.submit(tree.refresh)
+        while len(origin.asked) < 3 or tree._flights:
+            threading.Event().wait(0.002)
+        assert not refreshed.done()
+        go.set()
+        assert refreshed.result(WAIT_S) == 1
+    assert told == ["new"]
+    tree.close()
 
 
 # Threads.

@@ -155,9 +155,10 @@ _NOTES = (
     "wall is from the call to the last tensor; for peers that map files, plus reading one byte of "
     "every page. Imports and the checksum of all bytes are timed apart.",
     "The server is nginx from a warm page cache on the same cores; it does not check signatures.",
-    "On the unshaped loopback, memory of the model's size is touched and freed right before "
-    "each load, the same for all: where a virtual machine gives free memory back to its host, a "
-    "load would else be charged with the host's page faults (up to 1.6 CPU s/GB here).",
+    "On the unshaped loopback, and where the page cache was evicted, memory of the model's size is "
+    "touched and freed right before each load, the same for all: where a virtual machine gives "
+    "free memory back to its host, a load would else be charged with the host's page faults (up to "
+    "1.6 CPU s/GB here).",
     "CPU s/GB counts the client process and its children; what the kernel does in the server's "
     "context is not in it. peak MiB is VmHWM of the process.",
 )

@@ -154,7 +154,14 @@ def _warm_cells() -> tuple[Cell, ...]:
     title = "warm load, local disk, page cache"
     return (
         Cell("warm/cached", f"{title} warm", _local(), page_cache="warm", touch="bytes"),
-        Cell("warm/evicted", f"{title} evicted", _local(), page_cache="cold", touch="bytes"),
+        Cell(
+            "warm/evicted",
+            f"{title} evicted",
+            _local(),
+            page_cache="cold",
+            touch="bytes",
+            backed_models=1,
+        ),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightstream.cachefs.blob import Blob
+from weightstream.cachefs.store.files import read_ahead
 from weightstream.errors import FormatError, NotFoundError, ObjectChangedError, OriginError
 from weightstream.loader.session import Session
 
@@ -51,6 +52,7 @@ def map_file(path: Path, blob: Blob) -> mmap.mmap:
             size = os.fstat(descriptor).st_size
             if size != blob.size:
                 raise ObjectChangedError(f"{blob.uri}: {size} bytes now, {blob.size} when listed")
+            read_ahead(descriptor)
             protection = mmap.PROT_READ | mmap.PROT_WRITE
             return mmap.mmap(descriptor, size, flags=mmap.MAP_PRIVATE, prot=protection)
         finally:

@@ -12,7 +12,7 @@ from weightstream.bench.runners.base import First, Peer, Tensors, preload
 def _setup(job: Job) -> None:
     preload("torch", "weightstream.loader")
     if job.options.get("warm") != "yes":
-        preload("s3fs")
+        preload("s3fs", "weightstream.cachefs.origin.s3")
 
 
 def _load(job: Job, first: First) -> Tensors | None:

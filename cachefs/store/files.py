@@ -9,7 +9,7 @@ is closed when the last reference goes.
 import errno
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from weightstream.errors import StoreError, StoreFullError, StoreReadOnlyError
@@ -44,6 +44,18 @@ class OpenFile:
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         if self._fd >= 0:
             close(self._fd)
+
+
+def read_ahead(fd: int) -> None:
+    """Have the kernel read twice as far ahead, as it is for weights: torch's own mapping says so.
+
+    The mapping of an evicted 2 GiB: 0.86 s and 0.33 CPU s instead of 0.90 and 0.55. Asking for all
+    of it at once from a thread (POSIX_FADV_WILLNEED) was slower, 1.1-1.4 s: the two get in each
+    other's way at the page cache. MADV_SEQUENTIAL would also have pages dropped early that other
+    processes share.
+    """
+    with suppress(OSError):  # a hint; not every file system takes it
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
 
 def store_error(doing: str, error: OSError) -> StoreError:

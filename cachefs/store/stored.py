@@ -15,7 +15,7 @@ from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.store.checking import check_many, hash_bytes
 from weightstream.cachefs.store.chunks import PRESENT, Chunks
 from weightstream.cachefs.store.direct import DirectWriter
-from weightstream.cachefs.store.files import OpenFile, read_fully, store_errors
+from weightstream.cachefs.store.files import OpenFile, read_ahead, read_fully, store_errors
 from weightstream.cachefs.store.locks import survive_fork
 from weightstream.cachefs.store.opening import CHUNK_LOCKS, BlobFiles
 from weightstream.cachefs.store.state import (
@@ -236,6 +236,7 @@ class StoredBlob:
         if not self.complete or not self.blob.size:
             raise StoreError(f"{self.blob.uri} is not complete in the store")
         with store_errors(f"map {self.data_path}"):
+            read_ahead(fd)
             return mmap.mmap(fd, self.blob.size, access=mmap.ACCESS_COPY, **MAP_OPTIONS)
 
     def verify(

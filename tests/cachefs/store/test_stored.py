@@ -21,6 +21,7 @@ from tests.cachefs.store.blobs import (
 
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.store import ChunkState
+from weightstream.cachefs.store.files import read_ahead
 from weightstream.cachefs.store.state import present_bytes
 from weightstream.errors import StoreError, UsageError
 
@@ -285,3 +286,12 @@ def test_suspect_chunks_may_be_overwritten(tmp_path: Path) -> None:
         chunks.table.set_state(0, SUSPECT)
         put(stored, 0)
         assert stored.state(0) == FILLED
+
+
+def test_a_hint_that_the_file_system_refuses_is_no_error() -> None:
+    reading, writing = os.pipe()
+    try:
+        read_ahead(reading)
+    finally:
+        os.close(reading)
+        os.close(writing)

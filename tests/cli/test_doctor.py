@@ -28,7 +28,7 @@ def rows(report: Any) -> dict[str, Any]:
 def test_every_row_that_is_not_ok_names_limit_and_remedy(cli: Cli) -> None:
     report = cli.json("doctor")
     assert report["healthy"]
-    assert {"machine", "store", "software"} == {row["group"] for row in report["checks"]}
+    assert {"machine", "store", "mount", "software"} == {row["group"] for row in report["checks"]}
     for row in report["checks"]:
         assert row["found"]
         assert row["status"] == "ok" or (row["limits"] and row["remedy"]), row
@@ -161,10 +161,6 @@ def test_huge_pages(tmp_path: Path) -> None:
     assert machine.huge_pages(tmp_path).found == "madvise"
     (tmp_path / "enabled").write_text("always madvise [never]\n")
     assert machine.huge_pages(tmp_path).status == "warn"
-
-
-def test_missing_fuse_is_a_warning(tmp_path: Path) -> None:
-    assert "does not exist" in machine.fuse(tmp_path / "fuse").found
 
 
 MOUNTS = """\

@@ -29,10 +29,11 @@ def doctor(
     ] = None,
 ) -> int:
     """Show what this machine can do, what limits it and the command that lifts it."""
-    from weightstream.cli.doctor import disk, machine, network, software
+    from weightstream.cli.doctor import disk, machine, mounts, network, software
 
     settings = cli.settings
-    rows = [*machine.checks(settings), *disk.checks(settings), *software.checks()]
+    rows = [*machine.checks(settings), *disk.checks(settings), *mounts.checks(settings)]
+    rows += software.checks()
     if uri is not None:
         rows += network.checks(uri, settings)
     report = DoctorReport(all(row.status != "fail" for row in rows), tuple(rows))

@@ -24,20 +24,20 @@ def checks(settings: Settings) -> list[Check]:
     rows = [directory, _file_system(settings.store), _space(settings)]
     if directory.status != "ok":
         return rows
-    with tempfile.TemporaryDirectory(dir=_existing(settings.store), prefix=".doctor-") as folder:
+    with tempfile.TemporaryDirectory(dir=existing(settings.store), prefix=".doctor-") as folder:
         probe = Path(folder) / "probe"
         rows.append(_direct_io(probe, settings))
         rows.append(_locks(probe))
     return rows
 
 
-def _existing(path: Path) -> Path:
+def existing(path: Path) -> Path:
     """Return the nearest ancestor that exists: where the store would be created."""
     return next((here for here in (path, *path.parents) if here.exists()), Path("/"))
 
 
 def _directory(path: Path) -> Check:
-    here = _existing(path)
+    here = existing(path)
     if not here.is_dir():
         found = f"{here} is not a directory"
     elif os.access(here, os.R_OK | os.W_OK | os.X_OK):
@@ -49,7 +49,7 @@ def _directory(path: Path) -> Check:
 
 
 def _file_system(path: Path) -> Check:
-    kind = file_system(_existing(path).resolve(), Path("/proc/self/mountinfo").read_text())
+    kind = file_system(existing(path).resolve(), Path("/proc/self/mountinfo").read_text())
     if kind in _MEMORY:
         limits = "the store competes with the models for memory and is lost at reboot"
     elif kind in _NETWORK:
@@ -74,7 +74,7 @@ def file_system(path: Path, mountinfo: str) -> str:
 
 
 def _space(settings: Settings) -> Check:
-    usage = shutil.disk_usage(_existing(settings.store))
+    usage = shutil.disk_usage(existing(settings.store))
     spare = usage.free - settings.store_min_free_bytes
     found = f"{format_bytes(usage.free)} free of {format_bytes(usage.total)}"
     if spare >= 1 << 30:

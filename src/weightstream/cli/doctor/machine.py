@@ -1,4 +1,4 @@
-"""The machine: kernel, processors, memory, huge pages, open files, FUSE."""
+"""The machine: kernel, processors, memory, huge pages, open files."""
 
 import os
 import platform
@@ -25,7 +25,6 @@ def checks(settings: Settings) -> list[Check]:
         memory(settings),
         huge_pages(),
         open_files(*resource.getrlimit(resource.RLIMIT_NOFILE)),
-        fuse(),
     ]
 
 
@@ -84,12 +83,3 @@ def open_files(soft: int, hard: int) -> Check:
     limits = "models of many shards may run out of file descriptors"
     raised = hard if hard != unlimited else 65536
     return Check(GROUP, "open files", "warn", found, limits, f"ulimit -n {raised}")
-
-
-def fuse(device: Path = Path("/dev/fuse")) -> Check:
-    """Report whether a file system can be mounted here."""
-    if os.access(device, os.R_OK | os.W_OK):
-        return Check(GROUP, "fuse", "ok", str(device))
-    found = f"no permission for {device}" if device.exists() else f"{device} does not exist"
-    remedy = "modprobe fuse; in a container: --device /dev/fuse --cap-add SYS_ADMIN"
-    return Check(GROUP, "fuse", "warn", found, "no mounts; loading does not need it", remedy)

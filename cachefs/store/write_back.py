@@ -35,7 +35,7 @@ from weightstream.errors import StoreError
 log = logging.getLogger(__name__)
 
 _SYNC_EVERY_BYTES = 512 << 20
-_MOST_COPIED_BYTES = 128 << 20
+_MOST_COPIED_BYTES = 16 << 20
 _IDLE_S = 2.0
 _PAUSE_AFTER_FAILURE_S = 60.0
 

@@ -109,6 +109,40 @@ def test_an_interrupted_settle_leaves_no_chunk_behind(
         assert all(stored.try_lock(i) for i in range(stored.n_chunks))
 
 
+def test_little_is_copied_however_far_behind_the_disk_is(
+    tmp_path: Path, go: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy comes on top of the model's own memory."""
+    settings = Settings(
+        store=tmp_path / "store", chunk_size=1 << 20, range_size=1 << 20, store_min_free_bytes=0
+    )
+    data = content(32 << 20)
+    blob = Blob("s3://bucket/model.safetensors", len(data), "v1")
+    copied: list[int] = []
+
+    def counting(source: memoryview, target: memoryview) -> None:
+        copied.append(len(source))
+        write_back_copy(source, target)
+
+    write_back_copy = write_back.copy
+    monkeypatch.setattr(write_back, "copy", counting)
+    store, engine = Store.open(settings), Engine(settings)
+    landing = BufferLanding(blob)
+    source = FakeSource({blob: data})
+    with engine.start([Wanted(blob, landing, (blob.whole(),))], source, store) as flow:
+        flow.join()
+        threading.Timer(0.3, go.set).start()
+        flow.settle()
+    assert sum(copied) == 16 << 20
+    assert engine.write_back.drain(10)
+    stored = store.find_blob(blob)
+    assert stored is not None
+    with stored:
+        assert 16 << 20 <= stored.present_bytes() < len(data)
+    engine.close()
+    store.close()
+
+
 def test_a_store_closed_under_a_flow_frees_everything(
     engine: Engine, store: Store, go: threading.Event, expect_log: LogWatch
 ) -> None:

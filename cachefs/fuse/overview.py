@@ -9,7 +9,7 @@ from weightstream.cachefs.fuse.mount_table import mounted_at, mounts
 from weightstream.cachefs.fuse.mounts import Record, RunDirectory
 from weightstream.errors import MountError
 
-_ASK_S = 3.0
+_ASK_S = 2.0
 
 # What a mount's own supervisor says of it
 READY, RESTARTING, STARTING, STOPPING = "ready", "restarting", "starting", "stopping"

@@ -14,10 +14,10 @@ from weightstream.cachefs.fuse.mount_table import Mounted, cannot_unmount, mount
 from weightstream.cachefs.fuse.mounts import Driver, RunDirectory
 from weightstream.errors import MountError, UsageError
 
-# A `stat` of a mount that works is answered from the kernel's memory or by a server within
+# statvfs(2) is never answered from the kernel's memory. One that works is answered within
 # milliseconds; a dead one refuses at once. The rest is starting a Python.
 _PROBE_S = 5.0
-_PROBE = "import os, sys; os.stat(sys.argv[1])"
+_PROBE = "import os, sys; os.statvfs(sys.argv[1])"
 
 
 def choose_driver(wanted: str) -> Driver:

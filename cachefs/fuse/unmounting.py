@@ -12,7 +12,7 @@ from weightstream.cachefs.fuse.users import users_of
 from weightstream.errors import MountBusyError, MountError
 
 # A supervisor answers at once and ends within five seconds.
-_ASK_S = 5.0
+_ASK_S = 3.0
 _END_S = 10.0
 
 

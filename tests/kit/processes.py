@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import weightstream
 
@@ -115,7 +115,7 @@ class Child:
         wall_s = time.monotonic() - self._started_s
         return Outcome(code, values, _text(self._out), _text(self._err), peak, wall_s)
 
-    def __enter__(self) -> "Child":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -59,8 +58,10 @@ def mounted_directories(incomplete: str) -> list[str]:
     return [one.directory for one in records if one.directory.startswith(incomplete)]
 
 
+# A directory is a `str` and not a `Path`: for that typer calls stat(2), which a mount whose server
+# hangs does not answer.
 MountedDirectory = Annotated[
-    Path,
+    str,
     typer.Argument(
         metavar="DIRECTORY", help="Where it is mounted.", autocompletion=mounted_directories
     ),
@@ -73,7 +74,7 @@ def mount(
         str, typer.Argument(metavar="ORIGIN", help="s3://bucket, s3://bucket/prefix, ...")
     ],
     directory: Annotated[
-        Path | None,
+        str | None,
         typer.Argument(metavar="DIRECTORY", help="An existing directory.", show_default=False),
     ] = None,
     driver: Annotated[
@@ -99,12 +100,12 @@ def mount(
 ) -> None:
     """Mount an origin as a directory of files; return when it works."""
     if upgrade:
-        _upgrade(cli, str(directory or origin))
+        _upgrade(cli, directory or origin)
         return
     if directory is None:
         raise UsageError("Missing argument 'DIRECTORY'.")
     settings = cli.settings_with({} if driver is None else {"driver": driver.value})
-    job = _job(settings, origin, str(directory), allow_other, foreground)
+    job = _job(settings, origin, directory, allow_other, foreground)
     from weightstream.cachefs.fuse import launching
 
     if foreground:
@@ -199,7 +200,7 @@ def umount(
     """Unmount a directory; say who uses it when it is in use."""
     from weightstream.cachefs.fuse.unmounting import unmount
 
-    path = unmount(_run_directory(cli.settings), str(directory), lazy, force)
+    path = unmount(_run_directory(cli.settings), directory, lazy, force)
     cli.emit(UnmountReport(path), f"{path} is unmounted")
 
 
@@ -238,15 +239,15 @@ def _duration(seconds: float) -> str:
 
 def refresh(
     cli: Cli,
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A mount, or a folder in one.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A mount, or a folder in one.")],
 ) -> None:
     """Look at the origin again now, and not when the listings of a mount are old enough."""
     from weightstream.cachefs.fuse.mount_table import mount_of
 
-    found = mount_of(str(path))
+    found = mount_of(path)
     if found is None:
         raise MountError(f"{path} is not in a mount of weightstream")
-    inside = _inside(str(path), found.directory)
+    inside = _inside(path, found.directory)
     question = {"command": "refresh", "path": inside}
     answer = _ask(cli, found.directory, question, _REFRESH_S, "refreshed")
     report = RefreshReport(found.directory, inside, int(answer.get("folders", 0)))

@@ -161,7 +161,9 @@ class Process:
     def _prepare(self, spec: MountSpec) -> int | None:
         self._spec = spec
         try:
-            configure(spec.load_settings().log_level)
+            # The supervisor's lines in the same log are dated; journald has its own clock.
+            dated = not os.environ.get("JOURNAL_STREAM")
+            configure(spec.load_settings().log_level, dated=dated)
             self._assembly = assemble(spec, self._changed)
             self._driver = self._make_driver(spec, self._assembly)
         except WeightstreamError as error:

@@ -91,11 +91,13 @@ def get_logger(name: str) -> logging.Logger:
     return logger
 
 
-def configure(level: str, stream: TextIO | None = None) -> None:
+def configure(level: str, stream: TextIO | None = None, *, dated: bool = False) -> None:
     """Print records of weightstream at `level` and above, and others' warnings, to stderr."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.addFilter(_FILTER)
-    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    moment = "%(asctime)s " if dated else ""
+    layout = f"{moment}%(levelname)s %(name)s: %(message)s"
+    handler.setFormatter(logging.Formatter(layout, datefmt="%Y-%m-%d %H:%M:%S"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(logging.WARNING, logging.getLevelName(level)))

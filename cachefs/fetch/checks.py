@@ -17,6 +17,7 @@ from awscrt import checksums
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.fetch.source import Source
 from weightstream.cachefs.origin import Checksum
+from weightstream.cachefs.store import StoredBlob
 from weightstream.errors import IntegrityError, WeightstreamError
 
 log = logging.getLogger(__name__)
@@ -92,11 +93,32 @@ class BlobCheck:
         if found is None:
             log.debug("checksum of %s not compared: a piece has no %s", self._blob.uri, algorithm)
         elif found != self._expected.value:
-            return IntegrityError(
-                f"{self._blob.uri}: the bytes that arrived have {algorithm} {found:x}, the origin "
-                f"says {self._expected.value:x}: damaged on the way; nothing of them was kept"
-            )
+            return _damaged(self._blob, self._expected, found)
         return None
+
+
+def check_stored(source: Source, stored: StoredBlob) -> IntegrityError | None:
+    """Compare a file that came in parts, by its chunks' CRCs, with what the origin keeps of it.
+
+    Asks the origin. Only CRC64NVME: that is what the store has of every chunk.
+    """
+    blob = stored.blob
+    if not isinstance(source, Summed) or (expected := source.checksum(blob)) is None:
+        return None
+    if expected.algorithm != "crc64nvme":
+        log.debug("checksum of %s not compared: the store has no %s", blob.uri, expected.algorithm)
+        return None
+    found = 0
+    for i in range(stored.n_chunks):
+        found = checksums.combine_crc64nvme(found, stored.crc64(i), len(stored.chunk(i)))
+    return None if found == expected.value else _damaged(blob, expected, found)
+
+
+def _damaged(blob: Blob, expected: Checksum, found: int) -> IntegrityError:
+    return IntegrityError(
+        f"{blob.uri}: the bytes that arrived have {expected.algorithm} {found:x}, the origin "
+        f"says {expected.value:x}: damaged on the way; nothing of them was kept"
+    )
 
 
 def _combined(algorithm: str, pieces: Iterable[tuple[PieceSums, int]]) -> int | None:

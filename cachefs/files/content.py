@@ -26,6 +26,7 @@ from typing import Literal
 from weightstream import metrics
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch import Engine, Flow, Priority, Wanted
+from weightstream.cachefs.fetch.checks import check_stored
 from weightstream.cachefs.fetch.slabs import Slab
 from weightstream.cachefs.fetch.source import Source
 from weightstream.cachefs.files.fills import Fill, Fills
@@ -114,6 +115,7 @@ class Content:
         self._keeping_house = False
         self._closed = False
         keeps = self._store is not None and settings.write_back == "on" and settings.fill == "on"
+        engine.write_back.judge = self._judge
         self._fills = (
             Fills(engine, source, self._store, self._landing, self._hold, self._fill_ended)
             if keeps and self._store is not None
@@ -452,6 +454,18 @@ class Content:
         held.order.save()
         if held.stored is not None and _is_complete(held.stored):
             self.on_complete(held.blob)
+
+    def _judge(self, stored: StoredBlob) -> bool:
+        """Say whether a file that came in parts is what the origin has; whoever read it is told."""
+        try:
+            error: WeightstreamError | None = check_stored(self._source, stored)
+        except WeightstreamError as failure:
+            log.debug("not compared with the origin's checksum: %s", failure)
+            return True
+        if error is not None:
+            log.error("%s", error)
+            self.memory.drop_blob(stored.blob)
+        return error is None
 
     # Keeping
 

@@ -21,7 +21,7 @@ from weightstream.cachefs.fetch.source import Source
 from weightstream.cachefs.files.held import Held
 from weightstream.cachefs.files.policy import fill_order
 from weightstream.cachefs.store import Store
-from weightstream.errors import StoreError, WeightstreamError
+from weightstream.errors import IntegrityError, StoreError, WeightstreamError
 
 if TYPE_CHECKING:
     from weightstream.cachefs.files.tree import File
@@ -216,7 +216,8 @@ class Fills:
                 self._rests_until_s.pop(held.blob.id, None)
         held.flow = None
         if fill.error is not None:
-            log.info("not filled: %s", fill.error)
+            level = logging.ERROR if isinstance(fill.error, IntegrityError) else logging.INFO
+            log.log(level, "not filled: %s", fill.error)
         fill.done.set()
         self._ended(fill)
         self._start_queued()

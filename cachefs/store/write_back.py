@@ -20,6 +20,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from awscrt import checksums
@@ -74,6 +75,8 @@ class WriteBack:
         self._running: set[_Offer] = set()
         self._journals: dict[int, _Journal] = {}
         self._closing: list[StoredBlob] = []
+        self.judge: Callable[[StoredBlob], bool] = lambda stored: True
+        """Asked before a blob that came in parts is sealed: no flow saw all of its bytes."""
         self._threads = 0
         self._busy = 0
         self._most_threads = max(1, min(4, os.cpu_count() or 1))
@@ -335,7 +338,8 @@ class WriteBack:
             stored = journal.stored
             self._closing.append(stored)
         try:
-            if not all(verdicts):
+            whole = _missing_bytes(journal) == 0 and not stored.complete
+            if not all(verdicts) or (whole and not self.judge(stored)):
                 for chunk in range(stored.n_chunks):
                     stored.drop(chunk)
             elif journal.store.writable:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from awscrt import checksums
 from tests.cachefs.fetch.sources import Behaviour, FakeSource, Request, content
 from tests.conftest import LogWatch
 
@@ -15,6 +16,7 @@ from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch import Engine
 from weightstream.cachefs.files.content import Content
 from weightstream.cachefs.files.tree import File
+from weightstream.cachefs.origin import Checksum
 from weightstream.cachefs.store import Store
 from weightstream.errors import (
     LoadCancelled,
@@ -441,3 +443,20 @@ def test_threads_that_read_and_cancel_with_little_memory(make_scene: Callable[..
         thread.join()
     assert wrong == []
     assert until(lambda: scene.content.gauges()["parked_reads"] == 0)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_file_that_came_in_parts_is_compared_with_the_origins_checksum(
+    make_scene: Callable[..., Scene], expect_log: LogWatch, right: bool
+) -> None:
+    scene = make_scene({FILE: DATA})
+    value = checksums.crc64nvme(DATA) + (not right)
+    scene.source.checksums[FILE.blob] = Checksum("crc64nvme", value)
+    if not right:
+        expect_log("damaged on the way")
+    scene.read(FILE, 5 * CHUNK, 5 * CHUNK + 10).wait()
+    assert until(lambda: not scene.content.gauges()["fills"] and scene.source.sent_bytes >= SIZE)
+    assert scene.engine.write_back.drain(PATIENCE_S)
+    assert scene.content.is_complete(FILE.blob) is right
+    if not right:
+        assert scene.content.state(FILE.blob).present_bytes == 0

@@ -110,6 +110,11 @@ class Server:
         server._within(limits.silence_s, "did not answer")
         return server
 
+    @property
+    def is_open(self) -> bool:
+        """Return whether it can be talked to."""
+        return self._open
+
     def serve(self, resume: dict[str, Any] | None) -> None:
         """Have it serve; `resume` is what an earlier server negotiated."""
         self.phase = "serving"

@@ -50,6 +50,8 @@ def why_not_fuse_python() -> str:
     """Return what the fuse-python driver lacks here; nothing when it would work."""
     if not os.path.exists(DEVICE):
         return f"{DEVICE} is missing (modprobe fuse; in a container: --device {DEVICE})"
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        return f"{DEVICE} is not for this user (as root: chmod 666 {DEVICE})"
     # `fuse` alone may be fusepy, another package with the same module.
     if not importlib.util.find_spec("fuse") or not importlib.util.find_spec("fuseparts"):
         return "it needs fuse-python (pip install 'weightstream[fuse]')"

@@ -360,7 +360,8 @@ class Supervisor:
     @property
     def is_settled(self) -> bool:
         """Return whether a server serves and no other is to come."""
-        serves = self._current is not None and self._current.phase == "ready"
+        server = self._current
+        serves = server is not None and server.phase == "ready" and server.is_open
         return self.state == "ready" and serves and self._incoming is None
 
     def _note(self) -> None:

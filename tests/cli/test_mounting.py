@@ -23,7 +23,7 @@ from tests.kit.s3 import SECRET_KEY, S3Server
 
 from weightstream.cachefs.fuse import mount_table
 from weightstream.cachefs.fuse.mount_table import MNT_DETACH, MNT_FORCE, mounted_at
-from weightstream.cachefs.fuse.starting import why_not_kernel
+from weightstream.cachefs.fuse.starting import why_not_fuse_python, why_not_kernel
 from weightstream.cli import fstab
 from weightstream.errors import UsageError
 
@@ -361,6 +361,34 @@ def test_directory_of_this_machine(mounting: Mounting, tmp_path: Path) -> None:
     mounting.cli("mount", origin, mounting.directory)
     assert (mounting.directory / "a.bin").read_bytes() == b"local"
     assert mounting.row()["uri"] == str(tmp_path / "origin")
+
+
+@pytest.mark.fuse
+@needs_mount
+@pytest.mark.skipif(bool(why_not_fuse_python()), reason=why_not_fuse_python() or "it works")
+def test_fuse_python_driver_is_kept_running(mounting: Mounting) -> None:
+    before = mounting.mount("--driver", "fuse-python")
+    assert before["driver"] == "fuse-python"
+    assert _digest(mounting.data) == DIGEST
+    os.kill(before["server_pid"], signal.SIGKILL)
+    eventually(lambda: _digest(mounting.data) == DIGEST, "mounted again")
+    assert mounting.row()["restarts"] == 1
+    report = mounting.cli.json("mount", "--upgrade", mounting.directory)
+    assert report["supervisor_pid"] == before["supervisor_pid"]
+    assert _digest(mounting.data) == DIGEST
+    os.kill(before["supervisor_pid"], signal.SIGKILL)
+    os.kill(report["server_pid"], signal.SIGKILL)
+    eventually(lambda: not mounting.processes(), "killed")
+    mounting.mount("--driver", "fuse-python")
+    assert _digest(mounting.data) == DIGEST
+    mounting.cli("umount", mounting.directory)
+    mounting.assert_nothing_left()
+
+
+def _digest(path: Path) -> str:
+    """Return what a process of its own reads: a fork of one with open files may hang."""
+    with Reader(path) as reader:
+        return reader.outcome()
 
 
 @pytest.mark.fuse

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from tests.cachefs.fuse.supervised import (
 )
 
 from weightstream.cachefs.fuse import mount_table
+from weightstream.cachefs.fuse.attachment import fusermount
 from weightstream.cachefs.fuse.mount_table import MNT_DETACH, MNT_FORCE
 from weightstream.cachefs.fuse.server_process import Limits
 from weightstream.errors import MountError
@@ -316,4 +318,35 @@ def test_both_killed_is_cleaned_by_the_next_mount(sandbox: Sandbox) -> None:
     sandbox.start()
     assert sandbox.data.read_bytes() == DATA
     mount_table.unmount(sandbox.directory, MNT_DETACH)
+    sandbox.wait_gone()
+
+
+def test_unmounts_as_an_ordinary_user_does(sandbox: Sandbox) -> None:
+    if shutil.which("fusermount3") is None and shutil.which("fusermount") is None:
+        pytest.skip("there is no fusermount")
+    sandbox.start()
+    with sandbox.data.open("rb") as file:
+        with pytest.raises(OSError, match="busy") as caught:
+            fusermount(sandbox.directory, lazy=False)
+        assert caught.value.errno == errno.EBUSY
+        fusermount(sandbox.directory, lazy=True)
+        assert not sandbox.is_mounted()
+        assert file.read() == DATA
+    sandbox.wait_gone()
+
+
+def test_kernel_ends_a_connection_whose_server_cannot_be_killed(sandbox: Sandbox) -> None:
+    report = sandbox.start()
+    found = mount_table.mounted_at(sandbox.directory)
+    assert found is not None
+    os.kill(report["supervisor_pid"], signal.SIGSTOP)
+    with Reader(Path(sandbox.directory) / "stuck") as reader:
+        time.sleep(0.2)
+        mount_table.unmount(sandbox.directory, MNT_DETACH)
+        code = "import sys; from weightstream.cachefs.fuse.mount_table import abort; "
+        line = [sys.executable, "-c", f"{code}abort(int(sys.argv[1]))", str(found.minor)]
+        # In a mount namespace of its own, for the control file system may have to be mounted.
+        subprocess.run(["unshare", "--mount", *line], check=True, timeout=30)
+        assert "onnect" in reader.outcome()
+    os.kill(report["supervisor_pid"], signal.SIGCONT)
     sandbox.wait_gone()

@@ -76,7 +76,10 @@ class Bucket:
 
     def put_files(self, files: Mapping[str, bytes]) -> None:
         for name, data in files.items():
-            self.put(name, data)
+            path = self.s3.root / "models" / self.prefix / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        self.s3.forget()
 
     def cli(self, *arguments: object, timeout_s: float = PATIENCE_S) -> Outcome:
         return run_cli(*arguments, env=self.env, timeout_s=timeout_s)

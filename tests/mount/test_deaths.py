@@ -12,7 +12,7 @@ import pytest
 from tests.kit import faults as f
 from tests.kit.models import random_bytes
 from tests.kit.processes import start_python
-from tests.mount.conftest import Bucket, until
+from tests.mount.conftest import Bucket, errno_of, until
 
 from weightstream.cachefs.store import Store
 
@@ -75,11 +75,14 @@ def test_r7_what_was_acknowledged_survives_a_death_in_mid_fill(
     bucket.proxy.add(f.When(key="w.bin", ranged=True, times=None), f.Drip(3e6))  # 12 MB/s: 2.8 s
     mounted = bucket.mount()
     pids = (mounted.supervisor_pid, mounted.server_pid)
-    with (mounted.path / "w.bin").open("rb", buffering=0) as file:
-        assert file.read(4096) == data[:4096]
+    file = os.open(mounted.path / "w.bin", os.O_RDONLY)
+    try:
+        assert os.read(file, 4096) == data[:4096]
         time.sleep(delay_s)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
+    finally:
+        errno_of(lambda: os.close(file))  # nobody is left to hear of it
     assert until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in pids))
     sent = bucket.sent("w.bin")
     assert 0 < sent < len(data), "nothing was in flight: the test proves nothing"

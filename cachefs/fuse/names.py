@@ -33,6 +33,7 @@ Children: TypeAlias = tuple[Entry, ...]
 ChildrenOf: TypeAlias = Callable[[str], Children]
 
 _FOLDER_MODE = stat.S_IFDIR | 0o555
+_LONGEST_NAME = 255  # bytes, as every other file system here has it
 _FILE_MODE = stat.S_IFREG | 0o444
 
 
@@ -128,6 +129,8 @@ class Names:
         """Find a name in a folder."""
         path = self.folder(request.nodeid).entry.path
         name = wire.name_of(request)
+        if len(wire.encode(name)) > _LONGEST_NAME:
+            raise Refusal(errno.ENAMETOOLONG)
         ttl_s = self._tree.ttl_s(path)  # before the listing: a new one must not get an old time
         entry = find(children_of(path), name)
         if entry is None:

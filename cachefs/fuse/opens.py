@@ -8,16 +8,17 @@ A handle is the number of the request that opened it, so that an OPEN which two 
 
 ESTALE has the kernel look the path up again, once, and open what it finds then. So an open that
 comes to the wrong node (the file has completed, was evicted, or was replaced by another version)
-is sent back. A second try of the same thread comes by no path (`/proc/self/fd/3`): it is served as
-it is.
+is sent back. The second try of a thread is served as it is: it comes by no path
+(`/proc/self/fd/3`), or things change faster than it can open them.
 """
 
 import errno
 import logging
 import os
 import threading
+import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from weightstream import metrics
 from weightstream.cachefs.files.entries import File, find
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC
 _MOST_SENT_BACK = 4096
+_TRIES_AGAIN_S = 5.0
 
 
 class Opens:
@@ -51,7 +53,7 @@ class Opens:
         self._passthrough = passthrough
         self._lock = threading.Lock()
         self._files: dict[int, File] = {}
-        self._sent_back: dict[tuple[int, int], None] = {}
+        self._sent_back: dict[int, float] = {}
 
     def __len__(self) -> int:
         return len(self._files)
@@ -67,42 +69,45 @@ class Opens:
     def open(self, request: Request) -> Parts:
         """Open a file that was checked; may wait for a fill that is about to end."""
         node = self._names.node(request.nodeid)
-        if self._is_replaced(node):
-            self._send_back_once(request)
         if node.is_complete:
             return self._open_passing(request, node)
         return self._open_filling(request, node)
 
     def _open_filling(self, request: Request, node: Node) -> Parts:
         file = _file_of(node)
-        if self._names.can_pass(file.blob, node.ino):
-            self._send_back_once(request)
+        is_second = self._was_sent_back(request)
+        if not is_second and self._leads_elsewhere(node):
+            self._send_back(request)
         handle = self._count(_handle(request), file)
-        try:
-            if self._names.can_pass(file.blob, node.ino):  # a moment ago
-                self._send_back_once(request)
-        except Refusal:
+        if not is_second and self._leads_elsewhere(node):  # for a moment, maybe
             self.close(handle)
-            raise
+            self._send_back(request)
         direct = bool(wire.open_flags_of(request) & os.O_DIRECT)
-        flags = Open.DIRECT_IO if direct else Open.KEEP_CACHE
+        flags = Open.NOFLUSH | (Open.DIRECT_IO if direct else Open.KEEP_CACHE)
         metrics.FUSE_OPENS.labels("direct" if direct else "cached").inc()
         return [wire.open_out(handle, flags)]
 
     def _open_passing(self, request: Request, node: Node) -> Parts:
         file = _file_of(node)
+        if not self._was_sent_back(request) and self._is_replaced(node):
+            self._send_back(request)
         # What is open already goes on, whatever became of the store's copy.
         if not self._passthrough.is_open(node.id) and not self._names.can_pass(file.blob, node.ino):
             raise Refusal(errno.ESTALE)
         handle = self._count(_handle(request), file)
-        backing_id = self._passthrough.open(
-            handle, node.id, lambda: self._content.backing(file.blob)
-        )
+        backing_id = self._passthrough.open(handle, node.id, lambda: self._data_of(file))
         if backing_id is None:  # evicted a moment ago
             self.close(handle)
             raise Refusal(errno.ESTALE)
         metrics.FUSE_OPENS.labels("passthrough").inc()
-        return [wire.open_out(handle, Open.PASSTHROUGH, backing_id)]
+        return [wire.open_out(handle, Open.PASSTHROUGH | Open.NOFLUSH, backing_id)]
+
+    def _data_of(self, file: File) -> int | None:
+        try:
+            return self._content.backing(file.blob)
+        except WeightstreamError as error:
+            log.warning("%s is not passed through: %s", file.path, error)
+            return None
 
     def release(self, request: Request) -> Parts:
         """Close a file."""
@@ -138,6 +143,10 @@ class Opens:
             self._files[handle] = file
         return handle
 
+    def _leads_elsewhere(self, node: Node) -> bool:
+        """Say whether the path of a file that fills leads to another node by now."""
+        return self._names.can_pass(_file_of(node).blob, node.ino) or self._is_replaced(node)
+
     def _is_replaced(self, node: Node) -> bool:
         """Say whether the folder is known to have another version of the file by now, or none."""
         file = _file_of(node)
@@ -147,15 +156,17 @@ class Opens:
         now = find(children, file.name)
         return not isinstance(now, File) or now.blob != file.blob
 
-    def _send_back_once(self, request: Request) -> None:
-        key = (request.nodeid, request.pid)
+    def _was_sent_back(self, request: Request) -> bool:
+        """Say whether this thread tries again; whatever it comes with now is good enough."""
         with self._lock:
-            if key in self._sent_back:
-                del self._sent_back[key]
-                return
+            until_s = self._sent_back.pop(request.pid, 0.0)
+        return time.monotonic() < until_s
+
+    def _send_back(self, request: Request) -> NoReturn:
+        with self._lock:
             if len(self._sent_back) >= _MOST_SENT_BACK:
                 self._sent_back.clear()
-            self._sent_back[key] = None
+            self._sent_back[request.pid] = time.monotonic() + _TRIES_AGAIN_S
         raise Refusal(errno.ESTALE)
 
 

@@ -124,7 +124,7 @@ def measured_text(claim: Claim) -> str:
     """Return the measured value with its unit."""
     if claim.measured is None:
         return "-"
-    digits = 0 if claim.unit in ("MiB over", "samples") else 2
+    digits = 2 if claim.unit in ("x", "ms") else 0
     return f"{claim.measured:.{digits}f} {claim.unit}".replace(" x", "x")
 
 

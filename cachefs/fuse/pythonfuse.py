@@ -179,8 +179,10 @@ class PythonFuse(fuse.Fuse):  # type: ignore[misc]
         return os.statvfs(self._store) if self._store is not None else fuse.StatVfs(f_bsize=4096)
 
     @_answering
-    def getxattr(self, path: str, name: str, size: int) -> str:
+    def getxattr(self, path: str, name: str, size: int) -> int | str:
         """Return one of our attributes; libfuse cares for the size."""
+        if not name.startswith(_PREFIX):  # `ls -l` asks for two others of each file
+            return -errno.ENODATA
         entry = self._entry(path[1:])
         if isinstance(entry, File) and name in _OF_FILES:
             return self._attribute(entry.blob, name.removeprefix(_PREFIX))

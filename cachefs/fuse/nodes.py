@@ -108,6 +108,8 @@ class Nodes:
                 if node is not None:
                     self._by_id[node.id] = node
                     self._written.add(node.id)
+                    if isinstance(node.entry, File) and not node.is_complete:
+                        self._filling[node.entry.blob.id] = node.entry
 
     def get(self, nodeid: int) -> Node | None:
         """Return what an id stands for."""
@@ -152,6 +154,8 @@ class Nodes:
             node.lookups -= count
             if node.lookups <= 0 and not node.is_inherited:
                 del self._by_id[nodeid]
+                if isinstance(node.entry, File) and not node.is_complete:
+                    self._filling.pop(node.entry.blob.id, None)
 
     def watch(self, blob_id: str, file: File) -> None:
         """Remember that a file that still fills was given out."""

@@ -25,7 +25,7 @@ from weightstream.cachefs.files.entries import File, find
 from weightstream.cachefs.fuse import wire
 from weightstream.cachefs.fuse.connection import Refusal
 from weightstream.cachefs.fuse.names import Names
-from weightstream.cachefs.fuse.nodes import Node
+from weightstream.cachefs.fuse.nodes import Node, Nodes
 from weightstream.cachefs.fuse.passthrough import Passthrough
 from weightstream.cachefs.fuse.wire import Open, Parts, Request
 from weightstream.errors import WeightstreamError
@@ -45,8 +45,14 @@ class Opens:
     """Files that are open. Thread-safe."""
 
     def __init__(
-        self, tree: "Tree", content: "Content", names: Names, passthrough: Passthrough
+        self,
+        tree: "Tree",
+        content: "Content",
+        nodes: Nodes,
+        names: Names,
+        passthrough: Passthrough,
     ) -> None:
+        self._nodes = nodes
         self._tree = tree
         self._content = content
         self._names = names
@@ -125,9 +131,12 @@ class Opens:
     def adopt(self, handles: Mapping[int, int]) -> None:
         """Count what an earlier server opened by passthrough, so that it is not evicted."""
         for handle, nodeid in handles.items():
-            node = self._names.node(nodeid)
-            if self._names.can_pass(_file_of(node).blob, node.ino):
-                self._count(handle, _file_of(node))
+            node = self._nodes.get(nodeid)
+            if node is None:  # the journal could not be written then
+                continue
+            file = _file_of(node)
+            if self._names.can_pass(file.blob, node.ino):
+                self._count(handle, file)
 
     def undo(self, request: Request) -> None:
         """Close what an open made whose answer nobody wanted."""

@@ -15,32 +15,32 @@ import errno
 import logging
 import os
 import select
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from weightstream import metrics
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.files.entries import Change
 from weightstream.cachefs.fuse import device, handshake, wire
+from weightstream.cachefs.fuse.answers import Answers, Handler
 from weightstream.cachefs.fuse.connection import Connection, Refusal
 from weightstream.cachefs.fuse.extras import Extras
 from weightstream.cachefs.fuse.folders import Folders
 from weightstream.cachefs.fuse.handshake import Negotiated
 from weightstream.cachefs.fuse.journal import Journal
-from weightstream.cachefs.fuse.names import Children, ChildrenOf, Names, NotListed, Owner
+from weightstream.cachefs.fuse.names import ChildrenOf, Names, Owner
 from weightstream.cachefs.fuse.nodes import Nodes
 from weightstream.cachefs.fuse.notifier import Listing, Notifier
 from weightstream.cachefs.fuse.opens import Opens
 from weightstream.cachefs.fuse.passthrough import Passthrough
 from weightstream.cachefs.fuse.reads import Reads
-from weightstream.cachefs.fuse.waiting import Deferred, Waiting
+from weightstream.cachefs.fuse.waiting import Waiting
 from weightstream.cachefs.fuse.wire import Notify, Op, Parts, Request
-from weightstream.cachefs.fuse.workers import Listings, Workers
-from weightstream.errors import LoadCancelled, UnavailableError, WeightstreamError
 
 if TYPE_CHECKING:
     from weightstream.cachefs.files.content import Content
@@ -48,16 +48,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Handler: TypeAlias = Callable[[Request, ChildrenOf], Parts | None]
-
 _BUFFER_BYTES = 64 << 10  # the kernel wants 8 KiB; long BATCH_FORGETs use what there is
 _THREADS = 3  # beyond two, they wait for each other's interpreter lock; one may be at the disk
-_LISTERS = 8
-_OPENERS = 32  # an open may wait `open_wait_s`
 _CARE_S = 0.5
-
-# ENOSYS has the kernel never ask again: there is nothing to flush, sync or seek.
-_POINTLESS = (Op.FLUSH, Op.FSYNC, Op.FSYNCDIR)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,20 +90,20 @@ class KernelServer:
         self._passthrough = Passthrough(fd, Journal(_beside(options.journal, ".opens")))
         self._names = Names(tree, content, self._nodes, self._passthrough.allows)
         self._folders = Folders(tree, self._nodes, self._names)
-        self._opens = Opens(tree, content, self._names, self._passthrough)
+        self._opens = Opens(tree, content, self._nodes, self._names, self._passthrough)
         self._reads = Reads(self._connection, self._nodes, content, self._waiting)
         self._notifier = Notifier(self._connection, lambda path: tree.ttl_s(path) > 0)
-        self._listings = Listings(tree.children, Workers("list", _LISTERS))
-        self._openers = Workers("open", _OPENERS)
-        self._handlers = self._table()
+        self._answers = Answers(
+            self._connection, tree, self._nodes, self._opens, self._waiting, options.deadline_s
+        )
+        self._answers.use(self._handlers())
         self._counted = [metrics.FUSE_REQUESTS.labels(wire.op_name(op)) for op in range(64)]
         self._busy = [0] * _THREADS
         self._handled = [0] * _THREADS
         self._beaten: tuple[tuple[int, ...], float] = ((), time.monotonic())
-        self._unknown: set[int] = set()
         self._stopping = False
 
-    def _table(self) -> dict[int, Handler]:
+    def _handlers(self) -> dict[int, Handler]:
         extras = Extras(self._options.uri, self._names, self._content, self._options.store)
         refused: dict[int, Handler] = dict.fromkeys(wire.WRITES, _refuse_write)
         return refused | {
@@ -129,7 +122,6 @@ class KernelServer:
             Op.LISTXATTR: extras.listxattr,
             Op.STATFS: extras.statfs,
             Op.RELEASE: lambda request, _: self._opens.release(request),
-            Op.INTERRUPT: self._interrupt,
             Op.INIT: self._init,
             Op.DESTROY: lambda request, _: [],
         }
@@ -189,7 +181,7 @@ class KernelServer:
             "open_folders": len(self._folders),
             "passthrough_files": len(self._passthrough),
             "waiting_requests": len(self._waiting),
-            "listings": len(self._listings),
+            "listings": self._answers.listings(),
         }
 
     # ---- news
@@ -243,119 +235,20 @@ class KernelServer:
         self.on_event()
 
     def _dispatch(self, view: memoryview, length: int) -> None:
-        opcode = int.from_bytes(view[4:8], "little")
+        opcode = int.from_bytes(view[4:8], sys.byteorder)
         self._counted[opcode & 63].inc()
-        if opcode == Op.READ and length >= wire.READ_REQUEST.size and self.negotiated:
+        if self.negotiated is None and opcode != Op.INIT:
+            self._agree_late()
+        if opcode == Op.READ and length >= wire.READ_REQUEST.size:
             fields = wire.READ_REQUEST.unpack_from(view)
             self._reads.serve(fields[2], fields[3], fields[10], fields[11])
             return
         try:
             request = wire.parse_request(view[:length])
-        except wire.WireError as error:
+        except wire.WireError as error:  # not even whom to answer is sure
             log.warning("%s", error)
-            self._connection.refuse(int.from_bytes(view[8:16], "little"), opcode, "?", error)
             return
-        if self.negotiated is None and opcode != Op.INIT:
-            self._agree_late()
-        if opcode == Op.OPEN:
-            self._open(request)
-        else:
-            self._handle(request, self._handlers.get(opcode), self._peek)
-
-    def _handle(self, request: Request, handler: Handler | None, children_of: ChildrenOf) -> None:
-        if handler is None:
-            self._refuse_unknown(request)
-            return
-        try:
-            parts = handler(request, children_of)
-        except NotListed as missing:
-            self._list(request, handler, missing.path)
-        except WeightstreamError as error:
-            self._refuse(request, error)
-        except Exception as error:  # a bug: whoever asked must hear of it
-            log.exception("unexpected, answering %s", request.op)
-            self._refuse(request, WeightstreamError(repr(error)))
-        else:
-            if parts is not None:
-                self._connection.reply(request.unique, parts)
-
-    def _refuse(self, request: Request, error: WeightstreamError) -> None:
-        node = self._nodes.get(request.nodeid)
-        what = request.nodeid if node is None else repr(node.entry.path)
-        self._connection.refuse(request.unique, request.opcode, what, error)
-
-    def _refuse_unknown(self, request: Request) -> None:
-        if request.opcode not in _POINTLESS and request.opcode not in self._unknown:
-            self._unknown.add(request.opcode)
-            log.debug("the kernel asks what is not known: %s", request.op)
-        self._refuse(request, Refusal(errno.ENOSYS))
-
-    # ---- requests that wait
-
-    def _peek(self, path: str) -> Children:
-        children = self._tree.peek(path)
-        if children is None:
-            raise NotListed(path)
-        return children
-
-    def _list(self, request: Request, handler: Handler, path: str) -> None:
-        """Answer when the folder is listed."""
-        self._defer(request, path)
-
-        def then(children: Children, error: WeightstreamError | None) -> None:
-            if not self._waiting.take(request.unique):
-                return
-            if error is not None:
-                self._refuse(request, error)
-            else:
-                self._handle(request, handler, lambda _: children)
-
-        self._listings.ask(path, then)
-
-    def _open(self, request: Request) -> None:
-        """Answer when the store's files are open; they are opened by a thread that may wait."""
-        try:
-            self._opens.check(request)
-        except WeightstreamError as error:
-            self._refuse(request, error)
-            return
-        self._defer(request, "")
-        self._openers.submit(lambda: self._finish_open(request))
-
-    def _finish_open(self, request: Request) -> None:
-        parts: Parts = []
-        failure: WeightstreamError | None = None
-        try:
-            parts = self._opens.open(request)
-        except WeightstreamError as error:
-            failure = error
-        except Exception as error:  # a bug: whoever asked must hear of it
-            log.exception("unexpected, opening node %d", request.nodeid)
-            failure = WeightstreamError(repr(error))
-        mine = self._waiting.take(request.unique)
-        if failure is not None:
-            if mine:
-                self._refuse(request, failure)
-        elif not mine or not self._connection.reply(request.unique, parts):
-            self._opens.undo(request)
-
-    def _defer(self, request: Request, path: str) -> Deferred:
-        limit_s = self._options.deadline_s
-        late = f"no answer within {limit_s:g} s" + (f" for folder {path!r}" if path else "")
-        return Deferred(
-            self._waiting,
-            request.unique,
-            limit_s,
-            lambda: self._refuse(request, LoadCancelled("interrupted")),
-            lambda: self._refuse(request, UnavailableError(late)),
-        )
-
-    def _interrupt(self, request: Request, _: ChildrenOf) -> None:
-        """End a request whose process got a signal."""
-        if not self._waiting.interrupt(wire.interrupted_of(request)):
-            # Another thread is just at it, or has just answered: the kernel asks again, or knows.
-            time.sleep(0.001)
-            self._refuse(request, Refusal(errno.EAGAIN))
+        self._answers.answer(request)
 
     def _care(self) -> None:
         while not self._stopping:

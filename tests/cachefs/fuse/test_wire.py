@@ -1,6 +1,7 @@
 """The FUSE protocol's structures: packed as the kernel has them, parsed with suspicion."""
 
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
@@ -56,7 +57,7 @@ def test_messages_that_lie_about_their_length(bad: bytes) -> None:
         wire.parse_request(bad)
 
 
-PARSERS = {
+PARSERS: dict[Op, Callable[[Request], object]] = {
     Op.LOOKUP: wire.name_of,
     Op.FORGET: wire.forgets_of,
     Op.BATCH_FORGET: wire.forgets_of,

@@ -163,7 +163,8 @@ class Mounted:
         pids: list[int] = []
         with suppress(Exception):
             info = self.info()
-            pids = [int(info["supervisor_pid"]), int(info["server_pid"])]
+            # No server is 0, which kill() takes for everybody in our own process group.
+            pids = [pid for key in ("supervisor_pid", "server_pid") if (pid := int(info[key]))]
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -2,8 +2,9 @@
 
 botocore parses a few megabytes of JSON into containers when it makes its first client. Every 700
 of them start a collection, and those of the oldest generation walk everything that torch made:
-0.31-0.44 s for a client, 0.07-0.13 s without. The collector is not switched off: looking for
-credentials may take a minute, and the process has other threads.
+0.31-0.44 s for a client, 0.07-0.13 s without. (Right after a `gc.collect()`, as our benchmark
+has it before its clock, nothing is due and nothing is gained.) The collector is not switched off:
+looking for credentials may take a minute, and the process has other threads.
 """
 
 import gc

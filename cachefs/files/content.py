@@ -19,29 +19,26 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import count, groupby
-from typing import Literal
 
 from weightstream import metrics
 from weightstream.cachefs.blob import Blob, Extent
-from weightstream.cachefs.fetch import Engine, Flow, Priority, Wanted
+from weightstream.cachefs.fetch import Engine
 from weightstream.cachefs.fetch.checks import check_stored
 from weightstream.cachefs.fetch.slabs import Slab
 from weightstream.cachefs.fetch.source import Source
+from weightstream.cachefs.files.demands import Demands
+from weightstream.cachefs.files.entries import File
 from weightstream.cachefs.files.fills import Fill, Fills
 from weightstream.cachefs.files.held import Held, Scratch
 from weightstream.cachefs.files.memory import Memory
-from weightstream.cachefs.files.order import AccessOrder
 from weightstream.cachefs.files.policy import shards_behind
 from weightstream.cachefs.files.reads import Parked, Reply, Ticket, answer
 from weightstream.cachefs.files.retained import Landed
-from weightstream.cachefs.files.tree import File
+from weightstream.cachefs.files.shelf import ContentState, Shelf, is_complete
 from weightstream.cachefs.store import Store, StoredBlob
 from weightstream.errors import (
     LoadCancelled,
     ObjectChangedError,
-    StoreError,
     UnavailableError,
     WeightstreamError,
 )
@@ -49,22 +46,7 @@ from weightstream.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_AHEAD_CHUNKS = 4
-"""How far to fetch ahead of a read where the file cannot be kept, and so is not filled."""
-
 _TICK_S = 0.1
-_IDLE_S = 10.0
-_SEEN_COMPLETE_S = 1.0
-
-State = Literal["absent", "partial", "filling", "complete"]
-
-
-@dataclass(frozen=True, slots=True)
-class ContentState:
-    """How much of a file is here."""
-
-    state: State
-    present_bytes: int
 
 
 class _Landing:
@@ -96,103 +78,55 @@ class Content:
         siblings: Callable[[File], Sequence[File]],
     ) -> None:
         self._source = source
-        self._store = store if store is not None and store.writable else None
         self._engine = engine
-        self._settings = settings
+        self._open_wait_s = settings.open_wait_s
         self._siblings = siblings
         self.read_deadline_s = settings.deadline_s
         self.on_complete: Callable[[Blob], None] = lambda blob: None
+        """Called when a file has become complete; from a thread that serves no read."""
         self.on_changed: Callable[[File], None] = lambda file: None
-        """Called when the origin says that a file was replaced; from a thread of its own."""
+        """Called when the origin says that a file was replaced; likewise."""
         self.memory = Memory(engine.slabs)
         self._scratch = Scratch()
         self._lock = threading.Lock()
-        self._helds: dict[str, Held] = {}
-        self._orders: dict[str, AccessOrder] = {}
         self._parked = Parked()
-        self._complete_until_s: dict[str, float] = {}
-        self._demand_flows: set[Flow] = set()
         self._keeping_house = False
         self._closed = False
-        keeps = self._store is not None and settings.write_back == "on" and settings.fill == "on"
+        self._shelf = Shelf(store, settings, engine.write_back)
+        self._fills: Fills | None = None
+        if store is not None and store.writable and settings.write_back == settings.fill == "on":
+            self._fills = Fills(engine, source, store, self._landing, self._hold, self._fill_ended)
+        self._demands = Demands(
+            engine, source, store, self._landing, self._is_whole_here, self._settle,
+            reads_ahead=self._fills is None,
+        )  # fmt: skip
         engine.write_back.judge = self._judge
-        self._fills = (
-            Fills(engine, source, self._store, self._landing, self._hold, self._fill_ended)
-            if keeps and self._store is not None
-            else None
-        )
 
     # What drivers call: files
 
     def is_complete(self, blob: Blob) -> bool:
         """Say whether all of a blob is in the store, verified and sealed."""
-        if self._store is None or not blob.size or not blob.version:
-            return False
-        held = self._helds.get(blob.id)
-        if held is not None and held.stored is not None:
-            return _is_complete(held.stored)
-        now = time.monotonic()
-        if self._complete_until_s.get(blob.id, 0.0) > now:
-            return True
-        stored = self._find(blob)
-        if stored is None:
-            return False
-        with stored:
-            complete = _is_complete(stored)
-        if complete:
-            self._complete_until_s[blob.id] = now + _SEEN_COMPLETE_S
-        return complete
+        return self._shelf.is_complete(blob)
 
     def backing(self, blob: Blob) -> int | None:
         """Return a new read-only descriptor of a complete blob's data; the caller closes it."""
-        stored = self._find(blob) if blob.version and blob.size else None
-        if stored is None:
-            self._complete_until_s.pop(blob.id, None)
-            return None
-        with stored:
-            if not _is_complete(stored):
-                self._complete_until_s.pop(blob.id, None)
-                return None
-            return stored.open_data()
+        return self._shelf.backing(blob)
 
     def opened(self, file: File) -> None:
         """Count an open; waits up to `open_wait_s` for a fill that is about to end."""
-        self._count_open(file)
-        fill = self._fills.of(file.blob.id) if self._fills else None
-        wait_s = self._settings.open_wait_s
-        if fill is not None and wait_s and fill.ends_within(wait_s):
-            fill.done.wait(wait_s)
-
-    def _count_open(self, file: File) -> None:
-        while True:
-            held = self._hold(file)
-            with self._lock:
-                if self._closed or self._helds.get(file.blob.id) is held:
-                    held.opens += 1
-                    return
+        self._shelf.opened(file)
+        fill = self._fills.of(file.blob.id) if self._fills is not None else None
+        if fill is not None and self._open_wait_s and fill.ends_within(self._open_wait_s):
+            fill.done.wait(self._open_wait_s)
 
     def released(self, file: File) -> None:
         """Count the end of an open."""
-        with self._lock:
-            held = self._helds.get(file.blob.id)
-            if held is not None and held.opens:
-                held.opens -= 1
+        self._shelf.released(file)
 
     def state(self, blob: Blob) -> ContentState:
         """Return how much of a blob is here."""
-        if not blob.size:
-            return ContentState("complete", 0)
-        if self.is_complete(blob):
-            return ContentState("complete", blob.size)
-        stored = self._find(blob)
-        if stored is None:
-            present = 0
-        else:
-            with stored:
-                present = stored.present_bytes()
-        if self._fills is not None and self._fills.of(blob.id) is not None:
-            return ContentState("filling", present)
-        return ContentState("partial" if present else "absent", present)
+        filling = self._fills is not None and self._fills.of(blob.id) is not None
+        return self._shelf.state(blob, filling)
 
     def gauges(self) -> dict[str, int]:
         """Return what is under way; all 0 a few seconds after the last read."""
@@ -200,7 +134,7 @@ class Content:
             "parked_reads": len(self._parked),
             "retained_bytes": self.memory.retained_bytes,
             "fills": len(self._fills) if self._fills is not None else 0,
-            "demands": len(self._demand_flows),
+            "demands": len(self._demands),
             "budget_used_bytes": self._engine.budget.used_bytes,
         }
 
@@ -247,20 +181,12 @@ class Content:
         """Answer whoever waits, end all fetching; returns within about `longest_s`."""
         with self._lock:
             self._closed = True
-            flows = list(self._demand_flows)
             everybody = self._parked.everybody()
         self._fail(everybody, LoadCancelled("the mount is being closed"))
-        for flow in flows:
-            flow.close()
+        self._demands.close()
         if self._fills is not None:
             self._fills.close(longest_s)
-        with self._lock:
-            helds, self._helds = list(self._helds.values()), {}
-            orders, self._orders = list(self._orders.values()), {}
-        for order in orders:
-            order.save()
-        for held in helds:
-            held.close()
+        self._close(self._shelf.clear())
         self.memory.drop_all()
 
     # Reading
@@ -329,66 +255,13 @@ class Content:
                 flow.boost(held.blob, held.chunk(i))
             else:
                 alone.append(i)
-        with self._lock:
-            alone = [i for i in alone if i not in held.demands]
-            held.demands.update(alone)
-        steps = count()
-        for _, run in groupby(alone, key=lambda i: i - next(steps)):
-            self._fetch(held, list(run))
+        self._demands.fetch(held, alone)
 
     def _is_here(self, held: Held, i: int, part: Extent) -> bool:
         return self.memory.has(held.blob, part, held.chunk_bytes) or held.is_stored(i)
 
-    def _fetch(self, held: Held, chunks: list[int]) -> None:
-        """Start a flow over adjoining chunks, and what follows them if the file is not filled."""
-        wanted = [self._wanted(held, chunks, Priority.DEMAND)]
-        if self._fills is None:
-            ahead = range(chunks[-1] + 1, min(chunks[-1] + 1 + _AHEAD_CHUNKS, held.n_chunks))
-            with self._lock:
-                coming = [i for i in ahead if i not in held.demands]
-                held.demands.update(coming)
-            coming = [i for i in coming if not self._is_here(held, i, held.chunk(i))]
-            if coming:
-                wanted.append(self._wanted(held, coming, Priority.PLANNED))
-            chunks = [*chunks, *ahead]
-        try:
-            flow = self._engine.start(wanted, self._source, self._store)
-        except WeightstreamError as error:
-            self._demand_ended(held, chunks, error)
-            return
-        with self._lock:
-            self._demand_flows.add(flow)
-            closed = self._closed
-        if closed:
-            flow.close()
-        threading.Thread(
-            target=self._join, args=(held, chunks, flow), daemon=True, name="weightstream-demand"
-        ).start()
-
-    def _wanted(self, held: Held, chunks: Sequence[int], priority: Priority) -> Wanted:
-        extents = tuple(held.chunk(i) for i in chunks)
-        return Wanted(held.blob, self._landing(held), extents, priority)
-
-    def _join(self, held: Held, chunks: list[int], flow: Flow) -> None:
-        error: WeightstreamError | None = None
-        try:
-            with flow:
-                flow.join()
-        except WeightstreamError as failure:
-            error = failure
-        finally:
-            with self._lock:
-                self._demand_flows.discard(flow)
-        self._demand_ended(held, chunks, error)
-
-    def _demand_ended(
-        self, held: Held, chunks: Sequence[int], error: WeightstreamError | None
-    ) -> None:
-        with self._lock:
-            held.demands.difference_update(chunks)
-            held.used_s = time.monotonic()
-        span = Extent(held.chunk(min(chunks)).start, held.chunk(max(chunks)).stop)
-        self._settle(held, span, error)
+    def _is_whole_here(self, held: Held, i: int) -> bool:
+        return self._is_here(held, i, held.chunk(i))
 
     def _landing(self, held: Held) -> _Landing:
         return _Landing(self, held)
@@ -447,12 +320,11 @@ class Content:
 
     def _fill_ended(self, fill: Fill) -> None:
         held = fill.held
-        with self._lock:
-            held.used_s = time.monotonic()
+        held.rest()
         # Whatever ended the fill, a reader that waits gets a try of its own: its error is its own.
         self._settle(held, held.blob.whole(), None)
         held.order.save()
-        if held.stored is not None and _is_complete(held.stored):
+        if held.stored is not None and is_complete(held.stored):
             self.on_complete(held.blob)
 
     def _judge(self, stored: StoredBlob) -> bool:
@@ -470,43 +342,9 @@ class Content:
     # Keeping
 
     def _hold(self, file: File) -> Held:
-        """Return the file's entry, made when it is first needed."""
-        held = self._helds.get(file.blob.id)
-        if held is not None:
-            return held
-        stored = self._open(file.blob)
-        with self._lock:
-            order = self._orders.get(file.folder)
-            if order is None:
-                home = self._store.path if self._store is not None else None
-                folder_uri = file.blob.uri.rsplit("/", 1)[0]
-                order = self._orders[file.folder] = AccessOrder(home, folder_uri)
-            made = Held(file, stored, self._settings.chunk_size, order)
-            held = self._helds.setdefault(file.blob.id, made)
-        if held is not made:
-            made.close()
+        held = self._shelf.hold(file)
         self._keep_house()
         return held
-
-    def _open(self, blob: Blob) -> StoredBlob | None:
-        if self._store is None or not blob.version or not blob.size:
-            return None
-        try:
-            if self._settings.write_back == "off":
-                return self._store.find_blob(blob)
-            return self._store.open_blob(blob)
-        except StoreError as error:
-            self._engine.write_back.pause(str(error))
-            return None
-
-    def _find(self, blob: Blob) -> StoredBlob | None:
-        if self._store is None:
-            return None
-        try:
-            return self._store.find_blob(blob)
-        except StoreError as error:
-            log.debug("not in the store: %s", error)
-            return None
 
     def _keep_house(self) -> None:
         with self._lock:
@@ -523,45 +361,28 @@ class Content:
             with self._lock:
                 overdue = self._parked.overdue(now)
             for ticket in overdue:
-                waited = now - ticket.begun_s
-                self._fail(
-                    [ticket],
-                    UnavailableError(
-                        f"{ticket.file.blob.uri} {ticket.extent}: not here after {waited:.0f} s"
-                    ),
-                )
-            if self._let_go(now):
-                return
+                self._fail([ticket], _overdue(ticket, now))
+            self._close(self._shelf.let_go(now, self._is_busy))
+            with self._lock:
+                if not len(self._shelf) and not len(self._parked):
+                    self._keeping_house = False
+                    break
+        self.memory.drop_all()
 
-    def _let_go(self, now: float) -> bool:
-        """Close files that nobody uses; say whether nothing is left to look after."""
+    def _is_busy(self, held: Held) -> bool:
+        filling = self._fills is not None and self._fills.of(held.blob.id) is not None
         with self._lock:
-            idle = [held for held in self._helds.values() if self._is_idle(held, now)]
-            for held in idle:
-                del self._helds[held.blob.id]
-            left = bool(self._helds)
-            if not left:
-                orders, self._orders = list(self._orders.values()), {}
-                self._keeping_house = False
-        for held in idle:
+            return filling or bool(held.demands or self._parked.of(held.blob.id))
+
+    def _close(self, helds: Sequence[Held]) -> None:
+        for held in helds:
             self.memory.drop_blob(held.blob)
             held.order.save()
             held.close()
-        if left:
-            return False
-        for order in orders:
-            order.save()
-        self.memory.drop_all()
-        return True
-
-    def _is_idle(self, held: Held, now: float) -> bool:
-        busy = held.opens or held.demands or held.flow or self._parked.of(held.blob.id)
-        filling = self._fills is not None and self._fills.of(held.blob.id) is not None
-        return not busy and not filling and now - held.used_s > _IDLE_S
 
 
-def _is_complete(stored: StoredBlob) -> bool:
-    try:
-        return stored.complete
-    except StoreError:
-        return False  # closed meanwhile
+def _overdue(ticket: Ticket, now: float) -> UnavailableError:
+    waited_s = now - ticket.begun_s
+    return UnavailableError(
+        f"{ticket.file.blob.uri} {ticket.extent}: not here after {waited_s:.0f} s"
+    )

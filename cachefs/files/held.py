@@ -60,7 +60,7 @@ class Held:
 
     def touch(self, extent: Extent) -> bool:
         """Hear of a read; say whether the reads so far look like a load."""
-        self.used_s = time.monotonic()
+        self.rest()
         for i in self.chunks_of(extent):
             if i not in self.touched:
                 if not self.touched:
@@ -68,6 +68,10 @@ class Held:
                 self.touched.add(i)
                 self.order.touch(self.file.name, i)
         return load_has_begun(self.blob.size, len(self.touched), max(self.touched, default=0))
+
+    def rest(self) -> None:
+        """Begin to count as idle now."""
+        self.used_s = time.monotonic()
 
     def is_stored(self, i: int) -> bool:
         """Say whether the store has chunk `i`, as far as can be told without reading it."""

@@ -80,7 +80,7 @@ def test_r1_names_and_bytes_follow_the_bucket(bucket: Bucket) -> None:
             assert tree_of(mounted.path) == self.files
 
     budget = hypothesis_settings(max_examples=3, stateful_step_count=6, deadline=None)
-    run_state_machine_as_test(Model, settings=budget)  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(Model, settings=budget)
 
 
 # Mappings are touched in processes of their own: a page fault holds Python's interpreter lock, and

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -178,7 +179,7 @@ def test_r16_two_mounts_fill_one_file_of_one_store(bucket: Bucket) -> None:
     mounts = [bucket.mount(), bucket.mount()]
     got: list[bytes] = []
     threads = [
-        threading.Thread(target=lambda m=m: got.append((m.path / "w.bin").read_bytes()))  # type: ignore[misc]
+        threading.Thread(target=lambda m=m: got.append((m.path / "w.bin").read_bytes()))
         for m in mounts
     ]
     for thread in threads:
@@ -258,7 +259,7 @@ def test_r27_the_store_cannot_be_written_through_the_mount(bucket: Bucket) -> No
     assert mounted.complete("w.bin")
     refused = (errno.EROFS, errno.EACCES, errno.EPERM)
     for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC, os.O_RDWR | os.O_APPEND):
-        assert errno_of(lambda flags=flags: os.open(path, flags)) in refused  # type: ignore[misc]
+        assert errno_of(partial(os.open, path, flags)) in refused
     new = mounted.path / "new"
     for call in (
         lambda: os.open(new, os.O_CREAT | os.O_WRONLY),
@@ -276,7 +277,7 @@ def test_r27_the_store_cannot_be_written_through_the_mount(bucket: Bucket) -> No
         lambda: os.removexattr(path, "user.weightstream.uri"),
         lambda: os.rmdir(mounted.path),
     ):
-        assert errno_of(call) in (*refused, errno.ENOTSUP, errno.EBUSY)  # type: ignore[arg-type]
+        assert errno_of(call) in (*refused, errno.ENOTSUP, errno.EBUSY)
     with path.open("rb") as file:
         assert errno_of(lambda: os.write(file.fileno(), b"x")) == errno.EBADF
         with pytest.raises(PermissionError):

@@ -327,7 +327,7 @@ def test_without_a_store_reads_work_and_nothing_is_filled(tmp_path: Path) -> Non
 def test_memory_stays_within_the_budget_and_goes_back(
     make_scene: Callable[..., Scene], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("weightstream.cachefs.files.content._IDLE_S", 0.3)
+    monkeypatch.setattr("weightstream.cachefs.files.shelf._IDLE_S", 0.3)
     big, data = made_file("m/big.safetensors", 300 * CHUNK)
     scene = make_scene({big: data}, memory_budget=16 << 20)
     peak = 0
@@ -400,7 +400,12 @@ def test_an_open_waits_for_a_fill_that_is_about_to_end(make_scene: Callable[...,
     scene = make_scene({FILE: DATA}, open_wait_s=PATIENCE_S)
     scene.read(FILE, 0, 10).wait()
     assert until(lambda: bool(scene.source.sent_bytes > CHUNK or scene.completed))
-    assert until(lambda: (scene.content.opened(FILE), scene.content.is_complete(FILE.blob))[1])
+
+    def is_complete_once_opened() -> bool:
+        scene.content.opened(FILE)
+        return scene.content.is_complete(FILE.blob)
+
+    assert until(is_complete_once_opened)
 
 
 def test_threads_that_read_and_cancel_with_little_memory(make_scene: Callable[..., Scene]) -> None:

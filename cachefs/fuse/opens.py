@@ -10,6 +10,8 @@ ESTALE has the kernel look the path up again, once, and open what it finds then.
 comes to the wrong node (the file has completed, was evicted, or was replaced by another version)
 is sent back. The second try of a thread is served as it is: it comes by no path
 (`/proc/self/fd/3`), or things change faster than it can open them.
+
+NOFLUSH: to close a file must not wait for a server, which may be dead just then.
 """
 
 import errno
@@ -89,7 +91,11 @@ class Opens:
             self.close(handle)
             self._send_back(request)
         direct = bool(wire.open_flags_of(request) & os.O_DIRECT)
-        flags = Open.NOFLUSH | (Open.DIRECT_IO if direct else Open.KEEP_CACHE)
+        flags = Open.NOFLUSH
+        if direct:
+            flags |= Open.DIRECT_IO
+        elif file.blob.version:  # else the same name may have other bytes by now
+            flags |= Open.KEEP_CACHE
         metrics.FUSE_OPENS.labels("direct" if direct else "cached").inc()
         return [wire.open_out(handle, flags)]
 

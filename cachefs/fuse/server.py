@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from weightstream import metrics
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.files.entries import Change
-from weightstream.cachefs.fuse import device, handshake, wire
+from weightstream.cachefs.fuse import device, extras, handshake, wire
 from weightstream.cachefs.fuse.answers import Answers, Handler
 from weightstream.cachefs.fuse.connection import Connection, Refusal
 from weightstream.cachefs.fuse.extras import Extras
@@ -104,7 +104,7 @@ class KernelServer:
         self._stopping = False
 
     def _handlers(self) -> dict[int, Handler]:
-        extras = Extras(self._options.uri, self._names, self._content, self._options.store)
+        others = Extras(self._options.uri, self._names, self._content, self._options.store)
         refused: dict[int, Handler] = dict.fromkeys(wire.WRITES, _refuse_write)
         return refused | {
             Op.LOOKUP: self._names.lookup,
@@ -118,9 +118,9 @@ class KernelServer:
             Op.READDIR: self._folders.readdir,
             Op.READDIRPLUS: self._folders.readdirplus,
             Op.RELEASEDIR: self._folders.releasedir,
-            Op.GETXATTR: extras.getxattr,
-            Op.LISTXATTR: extras.listxattr,
-            Op.STATFS: extras.statfs,
+            Op.GETXATTR: others.getxattr,
+            Op.LISTXATTR: others.listxattr,
+            Op.STATFS: others.statfs,
             Op.RELEASE: lambda request, _: self._opens.release(request),
             Op.INIT: self._init,
             Op.DESTROY: lambda request, _: [],
@@ -242,6 +242,9 @@ class KernelServer:
         if opcode == Op.READ and length >= wire.READ_REQUEST.size:
             fields = wire.READ_REQUEST.unpack_from(view)
             self._reads.serve(fields[2], fields[3], fields[10], fields[11])
+            return
+        if opcode == Op.GETXATTR and extras.is_foreign(view[:length]):
+            self._connection.say_no_data(int.from_bytes(view[8:16], sys.byteorder))
             return
         try:
             request = wire.parse_request(view[:length])

@@ -57,6 +57,14 @@ def test_what_was_read_stays_in_the_kernel(tmp_path: Path) -> None:
         assert read_requests(mount) == reads
 
 
+def test_what_has_no_version_is_read_anew_at_each_open(tmp_path: Path) -> None:
+    with serving(tmp_path, {"a.bin": [SIZE, ""]}) as mount:
+        assert (mount.path / "a.bin").read_bytes() == wanted("a.bin", "")
+        reads = read_requests(mount)
+        assert (mount.path / "a.bin").read_bytes() == wanted("a.bin", "")
+        assert read_requests(mount) > reads
+
+
 def test_direct_reads_of_a_file_that_fills(tmp_path: Path) -> None:
     with serving(tmp_path, {"a.bin": SIZE}) as mount:
         path = mount.path / "a.bin"

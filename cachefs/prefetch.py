@@ -188,4 +188,3 @@ class _Prefetch:
 
 def _total(missing: Mapping[Blob, Sequence[Extent]]) -> int:
     return sum(len(extent) for extents in missing.values() for extent in extents)
-

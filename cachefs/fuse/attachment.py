@@ -75,11 +75,13 @@ class KernelAttachment:
         self._minor = self._find_minor() if device >= 0 else -1
 
     def open(self) -> None:
-        """Open /dev/fuse."""
+        """Open /dev/fuse; remove what a dead supervisor left, or it would stay below."""
         try:
+            if self._find_minor() >= 0:
+                mount_table.unmount(self._spec.directory, mount_table.MNT_DETACH)
             self.device = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            raise MountError(f"cannot open {DEVICE}: {error.strerror}") from error
+            raise MountError(f"cannot begin with {DEVICE}: {error.strerror}") from error
 
     def attach(self) -> None:
         """Mount with the descriptor."""

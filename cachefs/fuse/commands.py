@@ -7,15 +7,17 @@ so that a new question to servers needs no new supervisor.
 import itertools
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from weightstream.cachefs.fuse.attachment import Attachment
 from weightstream.cachefs.fuse.control import Client, Control
-from weightstream.cachefs.fuse.handover import Handover
+from weightstream.cachefs.fuse.handover import Handover, Job
+from weightstream.cachefs.fuse.loop import Loop
+from weightstream.cachefs.fuse.mount_log import MountLog
 from weightstream.cachefs.fuse.mount_table import cannot_unmount
+from weightstream.cachefs.fuse.mounts import RunDirectory
+from weightstream.cachefs.fuse.server_process import Server
 from weightstream.errors import MountBusyError
-
-if TYPE_CHECKING:
-    from weightstream.cachefs.fuse.supervision import Supervisor
 
 # `mounts` asks every mount; a server that is busy has its gauges left out.
 _STATUS_S = 1.0
@@ -26,10 +28,40 @@ _ANSWER_S = 900.0
 Then = Callable[[dict[str, Any]], None]
 
 
+class Supervised(Protocol):
+    """What is commanded: a supervisor."""
+
+    job: Job
+    loop: Loop
+    lock: int
+    run: RunDirectory
+    log: MountLog
+    attachment: Attachment
+    init: dict[str, Any]
+    restarts: int
+    mounted_at_s: float
+
+    @property
+    def current(self) -> Server | None:
+        """Return the server that serves."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Return whether a server serves and no other is to come."""
+        ...
+
+    def report(self) -> dict[str, Any]:
+        """Return what `mounts` shows."""
+        ...
+
+    def stop(self, force: bool = False) -> None:
+        """End the mount, and then the process."""
+
+
 class Commands:
     """The control socket of one mount."""
 
-    def __init__(self, owner: "Supervisor", handover: Handover | None) -> None:
+    def __init__(self, owner: Supervised, handover: Handover | None) -> None:
         self._owner = owner
         self._numbers = itertools.count(1)
         self._pending: dict[int, Then] = {}
@@ -42,11 +74,16 @@ class Commands:
             if handover.client >= 0:
                 end = socket.socket(fileno=handover.client)
                 self._upgrader = Client(owner.loop, end, None)
-        self.control = Control(owner.loop, listener, self._on_question)
+        self._control = Control(owner.loop, listener, self._on_question)
+
+    @property
+    def listener(self) -> int:
+        """Return the descriptor of the control socket."""
+        return self._control.listener.fileno()
 
     def close(self) -> None:
         """Answer nobody any more."""
-        self.control.close()
+        self._control.close()
         self.upgrade_failed("the mount has ended")
 
     def on_answer(self, answer: dict[str, Any]) -> None:
@@ -120,7 +157,7 @@ class Commands:
             client.refuse("its server is being replaced just now; try again when it is ready")
             return
         self._upgrader = client
-        Upgrade(self._owner, client, str(question.get("python") or "")).begin()
+        Upgrade(self._owner, self, client, str(question.get("python") or "")).begin()
 
     def _forward(self, question: dict[str, Any], then: Then, limit_s: float) -> None:
         server = self._owner.current

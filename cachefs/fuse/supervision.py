@@ -19,7 +19,7 @@ import errno
 import os
 import signal
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +79,12 @@ class Supervisor:
     def begin(self) -> None:
         """Start a server for a new mount, or for one that outlived its supervisor."""
         record = self.run.record(self.job.spec.directory)
+        kept = systemd.kept_fuse()
         try:
-            found = inherit(self.job, record, systemd.kept_fuse())
+            found = inherit(self.job, record, kept)
             if found is None:
+                if kept >= 0:
+                    systemd.drop_fuse()  # who still waits for that connection gets an error
                 self.attachment.open()
             else:
                 self._take_over(found)
@@ -239,8 +242,6 @@ class Supervisor:
 
     def _renew(self) -> None:
         """Begin a new connection at the same directory: the old one died with those who had it."""
-        if self.attachment.is_visible():
-            self.attachment.detach(lazy=True)
         if self.init:
             self.log("the connection to the kernel was lost: mounting again", "ERROR")
             systemd.drop_fuse()
@@ -338,19 +339,10 @@ class Supervisor:
 
     def report(self) -> dict[str, Any]:
         """Return what `mounts` shows."""
-        up_s = time.time() - self.mounted_at_s if self.mounted_at_s else 0.0
-        return {
-            "directory": self.job.spec.directory,
-            "uri": self.job.source,
-            "driver": self.job.spec.driver,
-            "state": self.state,
-            "version": __version__,
-            "supervisor_pid": os.getpid(),
-            "server_pid": self._current.child.pid if self._current else 0,
-            "uptime_s": max(0.0, up_s),
-            "restarts": self.restarts,
-            "log": self.job.log,
-        }
+        values = asdict(self._record())
+        del values["init"], values["server_started"]
+        since_s = values.pop("mounted_at_s")
+        return {**values, "uptime_s": max(0.0, time.time() - since_s) if since_s else 0.0}
 
     @property
     def current(self) -> Server | None:
@@ -364,11 +356,11 @@ class Supervisor:
         serves = server is not None and server.phase == "ready" and server.is_open
         return self.state == "ready" and serves and self._incoming is None
 
-    def _note(self) -> None:
+    def _record(self) -> Record:
         server_pid = self._current.child.pid if self._current else 0
         if self._orphan is not None:
             server_pid = self._orphan.pid
-        record = Record(
+        return Record(
             directory=self.job.spec.directory,
             uri=self.job.source,
             driver=self.job.spec.driver,
@@ -382,8 +374,10 @@ class Supervisor:
             restarts=self.restarts,
             init=self.init,
         )
+
+    def _note(self) -> None:
         try:
-            self.run.write(record)
+            self.run.write(self._record())
         except OSError as error:
             self.log(f"cannot note the mount's state: {error}", "WARNING")
 

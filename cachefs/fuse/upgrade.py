@@ -10,8 +10,10 @@ import os
 import signal
 import socket
 from dataclasses import replace
+from typing import Protocol
 
 from weightstream.cachefs.fuse.children import Child
+from weightstream.cachefs.fuse.commands import Supervised
 from weightstream.cachefs.fuse.control import Client
 from weightstream.cachefs.fuse.handover import Handover, Job, command
 from weightstream.cachefs.fuse.lines import Channel
@@ -23,12 +25,28 @@ from weightstream.errors import MountError
 _CHECK_S = 30.0
 
 
+class Asked(Protocol):
+    """Who is to hear of an upgrade: the control socket."""
+
+    @property
+    def listener(self) -> int:
+        """Return the descriptor of the control socket."""
+        ...
+
+    def upgrade_failed(self, error: str) -> None:
+        """Hear that nothing has changed."""
+
+    def on_server_exit(self) -> None:
+        """Answer for a server whose answers will not come here."""
+
+
 class Upgrade:
     """Tries whether the new program runs at all, then executes it."""
 
-    def __init__(self, owner: Supervisor, client: Client, program: str) -> None:
+    def __init__(self, owner: Supervised, asked: Asked, client: Client, program: str) -> None:
         """`program` is the Python of the version to become; "" for the same."""
         self._owner = owner
+        self._asked = asked
         self._client = client
         self._program = program
         self._child: Child | None = None
@@ -41,7 +59,7 @@ class Upgrade:
         try:
             child = Child.spawn(line, [descriptor])
         except OSError as error:
-            owner.commands.upgrade_failed(f"cannot run {line[0]}: {error.strerror}")
+            self._asked.upgrade_failed(f"cannot run {line[0]}: {error.strerror}")
             return
         finally:
             os.close(descriptor)
@@ -58,18 +76,17 @@ class Upgrade:
         owner.loop.watch(child.pidfd, ended)
 
     def _checked(self, child: Child) -> None:
-        commands = self._owner.commands
         if child.exit_code != 0:
-            commands.upgrade_failed(f"the new version does not run: {child.ending()}")
+            self._asked.upgrade_failed(f"the new version does not run: {child.ending()}")
         elif not self._owner.is_settled:
-            commands.upgrade_failed("its server ended meanwhile; try again when it is ready")
+            self._asked.upgrade_failed("its server ended meanwhile; try again when it is ready")
         else:
             self._execute()
 
     def _execute(self) -> None:
         owner = self._owner
         owner.log("replacing this program and its server")
-        owner.commands.on_server_exit()  # their answers would come to another program
+        self._asked.on_server_exit()  # their answers would come to another program
         handover = self._handover()
         line, job = command(replace(owner.job, report=-1), handover, self._program)
         kept = [
@@ -92,7 +109,7 @@ class Upgrade:
                 os.set_inheritable(descriptor, False)
             os.close(job)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-            owner.commands.upgrade_failed(f"cannot run {line[0]}: {error.strerror}")
+            self._asked.upgrade_failed(f"cannot run {line[0]}: {error.strerror}")
 
     def _handover(self) -> Handover:
         owner = self._owner
@@ -102,7 +119,7 @@ class Upgrade:
         received, unsent = server.channel.kept()
         return Handover(
             lock=owner.lock,
-            listener=owner.commands.control.listener.fileno(),
+            listener=self._asked.listener,
             device=owner.attachment.device,
             init=owner.init,
             restarts=owner.restarts,

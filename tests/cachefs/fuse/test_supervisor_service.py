@@ -23,6 +23,7 @@ from tests.cachefs.fuse.supervised import (
 )
 from tests.kit.processes import clean_env
 
+from weightstream.cachefs.fuse import mount_table
 from weightstream.cachefs.fuse.handover import Job, command
 
 __all__ = ["sandbox"]
@@ -33,6 +34,7 @@ pytestmark = [pytest.mark.fuse, needs_mount]
 _AS_SYSTEMD = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
+os.close(int(sys.argv[1]))
 os.environ["LISTEN_PID"] = str(os.getpid())
 os.execv(sys.argv[2], sys.argv[2:])
 """
@@ -75,18 +77,23 @@ class Manager:
         while not any(text in one for one in self.said):
             message, descriptors, _, _ = socket.recv_fds(self._socket, 4096, 4)
             self.said.append(message.decode())
+            if descriptors or b"FDSTOREREMOVE=1" in message:
+                self.drop()
             for descriptor in descriptors:
-                if self.kept >= 0:
-                    os.close(self.kept)
                 self.kept = descriptor
+
+    def drop(self) -> None:
+        """Close what was kept."""
+        if self.kept >= 0:
+            os.close(self.kept)
+        self.kept = -1
 
     def close(self) -> None:
         for service in self.services:
             if service.poll() is None:
                 service.kill()
             service.wait(30)
-        if self.kept >= 0:
-            os.close(self.kept)
+        self.drop()
         self._socket.close()
 
 
@@ -103,11 +110,12 @@ def test_says_when_it_is_ready_and_when_it_stops(sandbox: Sandbox, manager: Mana
     assert sandbox.data.read_bytes() == content()
     assert manager.kept >= 0
     sandbox.look()
+    manager.said.clear()
     service.send_signal(signal.SIGTERM)
     manager.wait_for("STOPPING=1")
+    manager.wait_for("FDSTOREREMOVE=1")
     assert service.wait(30) == 0
-    os.close(manager.kept)
-    manager.kept = -1
+    assert manager.kept < 0
     sandbox.wait_gone()
 
 
@@ -135,3 +143,20 @@ def test_mount_survives_the_death_of_everybody(sandbox: Sandbox, manager: Manage
         manager.wait_for("READY=1")
         assert reader.outcome() == DIGEST
     assert sandbox.wait_ready(1).restarts == 1
+
+
+def test_kept_descriptor_that_nobody_knows_of_is_let_go(sandbox: Sandbox, manager: Manager) -> None:
+    first = manager.start(sandbox.job())
+    manager.wait_for("FDSTORE=1")
+    manager.wait_for("READY=1")
+    record = sandbox.wait_ready(0)
+    for pid in (record.supervisor_pid, record.server_pid):
+        os.kill(pid, signal.SIGKILL)
+    first.wait(30)
+    sandbox.run.forget(sandbox.directory)
+    manager.said.clear()
+    manager.start(sandbox.job())
+    manager.wait_for("READY=1")
+    with Reader(sandbox.data) as reader:
+        assert reader.outcome() == DIGEST
+    assert sum(one.directory == sandbox.directory for one in mount_table.mounts()) == 1

@@ -32,8 +32,9 @@ Handler: TypeAlias = Callable[[Request, ChildrenOf], Parts | None]
 _LISTERS = 8
 _OPENERS = 32  # an open may wait `open_wait_s`
 
-# ENOSYS has the kernel never ask again: there is nothing to flush, to sync or to seek.
-_POINTLESS = (Op.FLUSH, Op.FSYNC, Op.FSYNCDIR)
+# ENOSYS has the kernel do what it can by itself, and mostly never ask again: there is nothing to
+# flush, to sync or to seek.
+_POINTLESS = (Op.FLUSH, Op.FSYNC, Op.FSYNCDIR, Op.BMAP, Op.IOCTL, Op.POLL, Op.LSEEK)
 
 
 class Answers:

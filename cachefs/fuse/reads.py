@@ -7,6 +7,7 @@ each cost more than all of this module.
 
 import errno
 import logging
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _READ = int(Op.READ)
-_READ_BYTES = metrics.FUSE_READ_BYTES
+_CACHED = metrics.FUSE_READ_BYTES.labels("cached")
+_DIRECT = metrics.FUSE_READ_BYTES.labels("direct")
 
 
 class Reads:
@@ -40,7 +42,7 @@ class Reads:
         self._content = content
         self._waiting = waiting
 
-    def serve(self, unique: int, nodeid: int, offset: int, size: int) -> None:
+    def serve(self, unique: int, nodeid: int, offset: int, size: int, flags: int) -> None:
         """Answer now if the bytes are here; else whoever brings them answers."""
         node = self._nodes.get(nodeid)
         if node is None:
@@ -54,6 +56,7 @@ class Reads:
         if offset >= stop:
             self._connection.reply(unique)
             return
+        (_DIRECT if flags & os.O_DIRECT else _CACHED).inc(stop - offset)
         self._read(file, Extent(offset, stop), unique)
 
     def _read(self, file: File, extent: Extent, unique: int) -> None:
@@ -99,7 +102,6 @@ class _Reply:
         self.is_done = True
         if error is None:
             self._connection.reply(self._unique, views)
-            _READ_BYTES.inc(len(self._extent))
         else:
             self._connection.refuse(self._unique, _READ, f"{self._file.path} {self._extent}", error)
         if self._ticket is not None:

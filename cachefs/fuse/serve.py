@@ -11,7 +11,6 @@ store stays valid wherever it is left).
 
 import argparse
 import gc
-import json
 import logging
 import os
 import select
@@ -268,8 +267,6 @@ class Process:
         if command == "status":
             return {"gauges": dict(self._driver.gauges())}
         if command == "metrics":
-            return {"metrics": _metrics()}
-        if command == "metrics":
             return {"metrics": metrics.samples()}
         if command == "refresh":
             folders = self._assembly.tree.refresh(str(message.get("path") or ""))
@@ -290,24 +287,6 @@ class Process:
             close.start()
             close.join(_CLOSE_S)
         return 0
-
-
-def _metrics() -> dict[str, float]:
-    """Return every metric of this process, named as Prometheus would name it."""
-    from prometheus_client import REGISTRY
-
-    return {
-        sample.name + _labels(sample.labels): sample.value
-        for family in REGISTRY.collect()
-        if family.name.startswith("weightstream_")
-        for sample in family.samples
-        if not sample.name.endswith("_created")
-    }
-
-
-def _labels(labels: Mapping[str, str]) -> str:
-    shown = ",".join(f"{name}={json.dumps(value)}" for name, value in labels.items())
-    return f"{{{shown}}}" if shown else ""
 
 
 def _options(spec: MountSpec, assembly: Assembly) -> "Options":

@@ -241,7 +241,7 @@ class KernelServer:
             self._agree_late()
         if opcode == Op.READ and length >= wire.READ_REQUEST.size:
             fields = wire.READ_REQUEST.unpack_from(view)
-            self._reads.serve(fields[2], fields[3], fields[10], fields[11])
+            self._reads.serve(fields[2], fields[3], fields[10], fields[11], fields[14])
             return
         if opcode == Op.GETXATTR and extras.is_foreign(view[:length]):
             self._connection.say_no_data(int.from_bytes(view[8:16], sys.byteorder))

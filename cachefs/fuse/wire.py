@@ -90,11 +90,15 @@ class Op(IntEnum):
     ACCESS = 34
     CREATE = 35
     INTERRUPT = 36
+    BMAP = 37
     DESTROY = 38
+    IOCTL = 39
+    POLL = 40
     BATCH_FORGET = 42
     FALLOCATE = 43
     READDIRPLUS = 44
     RENAME2 = 45
+    LSEEK = 46
     COPY_FILE_RANGE = 47
     TMPFILE = 51
     STATX = 52

@@ -32,7 +32,8 @@ FUSE_ERRORS = Counter(
 )
 FUSE_READ_BYTES = Counter(
     "weightstream_fuse_read_bytes_total",
-    "Bytes that were read through the server; passthrough files are read without it.",
+    "Bytes read through the server, cached or direct; passthrough files are read without it.",
+    ["way"],
 )
 FUSE_OPENS = Counter(
     "weightstream_fuse_opens_total", "Files opened: passthrough, cached or direct.", ["way"]

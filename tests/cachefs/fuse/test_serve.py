@@ -181,7 +181,7 @@ def test_from_the_spec_to_the_end(place: Place) -> None:
     metrics = server.ask("metrics")["metrics"]
     assert metrics['weightstream_fuse_requests_total{op="open"}'] >= 2
     assert metrics['weightstream_fuse_opens_total{way="passthrough"}'] >= 1
-    assert metrics["weightstream_fuse_read_bytes_total"] >= len(data)
+    assert metrics['weightstream_fuse_read_bytes_total{way="cached"}'] >= len(data)
     assert set(server.ask("status")["gauges"]) >= {"parked_reads", "open_files", "fills"}
     mount_table.unmount(str(place.directory))
     assert server.hear() == {"event": "unmounted"}

@@ -6,6 +6,7 @@ Each mount has four files in the run directory, named after its directory (`mnt-
 
     NAME.json   the record: who serves it, since when, where its log is
     NAME.sock   the control socket: one JSON line asks, one answers
+    NAME.nodes, NAME.opens   what one server leaves for the next (see journal.py)
     NAME.lock   locked (flock) by the supervisor as long as it lives; a process id may be
                 somebody else's by now, a lock may not
     NAME        what a server notes for the next one (`journal.py`)

@@ -2,14 +2,13 @@
 
 Imported by the supervisor, which holds the mount for months in a few MiB: standard library only.
 
-Each mount has four files in the run directory, named after its directory (`mnt-models-1f3870be`):
+Each mount has files in the run directory, named after its directory (`mnt-models-1f3870be`):
 
     NAME.json   the record: who serves it, since when, where its log is
     NAME.sock   the control socket: one JSON line asks, one answers
-    NAME.nodes, NAME.opens   what one server leaves for the next (see journal.py)
     NAME.lock   locked (flock) by the supervisor as long as it lives; a process id may be
                 somebody else's by now, a lock may not
-    NAME        what a server notes for the next one (`journal.py`)
+    NAME.nodes, NAME.opens   what a server notes for the next one (`journal.py`)
 
 Everything there is for the user alone (0700, 0600), so who may connect may command.
 """

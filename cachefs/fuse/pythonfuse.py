@@ -225,7 +225,7 @@ class PythonFuse(fuse.Fuse):  # type: ignore[misc]
             found = os.pread(data, size, offset)
         else:
             found = self._content.read_now(handle.file, Extent(offset, offset + size))
-        metrics.FUSE_READ_BYTES.inc(len(found))
+        metrics.FUSE_READ_BYTES.labels("cached").inc(len(found))
         return found
 
     @_answering

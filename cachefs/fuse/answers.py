@@ -142,11 +142,11 @@ class Answers:
             log.exception("unexpected, opening node %d", request.nodeid)
             failure = WeightstreamError(repr(error))
         mine = self._waiting.take(request.unique)
-        if failure is not None:
-            if mine:
-                self._refuse(request, failure)
-        elif not mine or not self._connection.reply(request.unique, parts):
-            self._opens.undo(request)
+        if failure is None and mine and self._connection.reply(request.unique, parts):
+            return
+        self._opens.undo(request)
+        if failure is not None and mine:
+            self._refuse(request, failure)
 
     def _defer(self, request: Request, path: str) -> Deferred:
         limit_s = self._deadline_s

@@ -75,7 +75,10 @@ class Opens:
             raise Refusal(errno.EROFS)
 
     def open(self, request: Request) -> Parts:
-        """Open a file that was checked; may wait for a fill that is about to end."""
+        """Open a file that was checked; may wait for a fill that is about to end.
+
+        What it counted before it raised is to be undone.
+        """
         node = self._names.node(request.nodeid)
         if node.is_complete:
             return self._open_passing(request, node)
@@ -88,7 +91,6 @@ class Opens:
             self._send_back(request)
         handle = self._count(_handle(request), file)
         if not is_second and self._leads_elsewhere(node):  # for a moment, maybe
-            self.close(handle)
             self._send_back(request)
         direct = bool(wire.open_flags_of(request) & os.O_DIRECT)
         flags = Open.NOFLUSH
@@ -109,7 +111,6 @@ class Opens:
         handle = self._count(_handle(request), file)
         backing_id = self._passthrough.open(handle, node.id, lambda: self._data_of(file))
         if backing_id is None:  # evicted a moment ago
-            self.close(handle)
             raise Refusal(errno.ESTALE)
         metrics.FUSE_OPENS.labels("passthrough").inc()
         return [wire.open_out(handle, Open.PASSTHROUGH | Open.NOFLUSH, backing_id)]
@@ -145,10 +146,12 @@ class Opens:
                 self._count(handle, file)
 
     def undo(self, request: Request) -> None:
-        """Close what an open made whose answer nobody wanted."""
+        """Close what an open counted that failed, or whose answer nobody wanted."""
         self.close(_handle(request))
 
     def _count(self, handle: int, file: File) -> int:
+        if handle in self._files:  # an earlier server had counted it, and did not say so
+            return handle
         try:
             self._content.opened(file)
         except WeightstreamError as error:

@@ -17,8 +17,9 @@ from weightstream.cachefs.fuse.connection import Connection, Refusal
 from weightstream.cachefs.fuse.names import Children, ChildrenOf, NotListed
 from weightstream.cachefs.fuse.nodes import Nodes
 from weightstream.cachefs.fuse.opens import Opens
+from weightstream.cachefs.fuse.protocol import Op
 from weightstream.cachefs.fuse.waiting import Deferred, Waiting
-from weightstream.cachefs.fuse.wire import Op, Parts, Request
+from weightstream.cachefs.fuse.wire import Parts, Request
 from weightstream.cachefs.fuse.workers import Listings, Workers
 from weightstream.errors import LoadCancelled, UnavailableError, WeightstreamError
 

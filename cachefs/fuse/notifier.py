@@ -20,7 +20,7 @@ from typing import TypeAlias
 from weightstream.cachefs.files.entries import Change
 from weightstream.cachefs.fuse import nodes, wire
 from weightstream.cachefs.fuse.connection import Connection
-from weightstream.cachefs.fuse.wire import Notify
+from weightstream.cachefs.fuse.protocol import Notify
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,8 @@ from weightstream.cachefs.fuse.connection import Refusal
 from weightstream.cachefs.fuse.names import Names
 from weightstream.cachefs.fuse.nodes import Node, Nodes
 from weightstream.cachefs.fuse.passthrough import Passthrough
-from weightstream.cachefs.fuse.wire import Open, Parts, Request
+from weightstream.cachefs.fuse.protocol import Open
+from weightstream.cachefs.fuse.wire import Parts, Request
 from weightstream.errors import WeightstreamError
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from weightstream.cachefs.blob import Extent
 from weightstream.cachefs.files.entries import File
 from weightstream.cachefs.fuse.connection import Connection, Refusal
 from weightstream.cachefs.fuse.nodes import Nodes
+from weightstream.cachefs.fuse.protocol import Op
 from weightstream.cachefs.fuse.waiting import Waiting
-from weightstream.cachefs.fuse.wire import Op
 from weightstream.errors import WeightstreamError
 
 if TYPE_CHECKING:

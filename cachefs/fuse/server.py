@@ -38,9 +38,10 @@ from weightstream.cachefs.fuse.nodes import Nodes
 from weightstream.cachefs.fuse.notifier import Listing, Notifier
 from weightstream.cachefs.fuse.opens import Opens
 from weightstream.cachefs.fuse.passthrough import Passthrough
+from weightstream.cachefs.fuse.protocol import WRITES, Notify, Op
 from weightstream.cachefs.fuse.reads import Reads
 from weightstream.cachefs.fuse.waiting import Waiting
-from weightstream.cachefs.fuse.wire import Notify, Op, Parts, Request
+from weightstream.cachefs.fuse.wire import Parts, Request
 
 if TYPE_CHECKING:
     from weightstream.cachefs.files.content import Content
@@ -105,7 +106,7 @@ class KernelServer:
 
     def _handlers(self) -> dict[int, Handler]:
         others = Extras(self._options.uri, self._names, self._content, self._options.store)
-        refused: dict[int, Handler] = dict.fromkeys(wire.WRITES, _refuse_write)
+        refused: dict[int, Handler] = dict.fromkeys(WRITES, _refuse_write)
         return refused | {
             Op.LOOKUP: self._names.lookup,
             Op.FORGET: self._names.forget,

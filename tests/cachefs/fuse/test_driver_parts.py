@@ -19,9 +19,10 @@ from weightstream.cachefs.fuse.connection import Connection, Refusal
 from weightstream.cachefs.fuse.extras import is_foreign
 from weightstream.cachefs.fuse.handshake import Negotiated
 from weightstream.cachefs.fuse.notifier import Listing, Notifier
+from weightstream.cachefs.fuse.protocol import Init, Notify, Op
 from weightstream.cachefs.fuse.server import KernelServer, Options
 from weightstream.cachefs.fuse.waiting import Deferred, Waiting
-from weightstream.cachefs.fuse.wire import OUT, Init, Notify, Offer, Op
+from weightstream.cachefs.fuse.wire import OUT, Offer
 from weightstream.cachefs.fuse.workers import Children, Listings, Workers
 from weightstream.errors import NotFoundError, UnavailableError, WeightstreamError
 

@@ -15,7 +15,8 @@ from weightstream.cachefs.fuse.names import Names
 from weightstream.cachefs.fuse.nodes import Nodes
 from weightstream.cachefs.fuse.opens import Opens
 from weightstream.cachefs.fuse.passthrough import Passthrough
-from weightstream.cachefs.fuse.wire import Op, Open, Request
+from weightstream.cachefs.fuse.protocol import Op, Open
+from weightstream.cachefs.fuse.wire import Request
 
 
 class Driver:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from weightstream.cachefs.fuse import wire
-from weightstream.cachefs.fuse.wire import Attributes, Init, Op, Request, WireError
+from weightstream.cachefs.fuse.protocol import Init, Op
+from weightstream.cachefs.fuse.wire import Attributes, Request, WireError
 
 
 def message(opcode: int, body: bytes, **given: int) -> bytes:

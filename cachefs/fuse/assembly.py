@@ -11,7 +11,7 @@ from blake3 import blake3
 from weightstream.cachefs.fetch import Engine, process_engine
 from weightstream.cachefs.files.content import Content
 from weightstream.cachefs.files.tree import Change, File, Tree
-from weightstream.cachefs.fuse.device import request_timeout_s
+from weightstream.cachefs.fuse.kernel.device import request_timeout_s
 from weightstream.cachefs.fuse.mounts import MountSpec
 from weightstream.cachefs.origin import Origin, open_origin
 from weightstream.cachefs.store import Store

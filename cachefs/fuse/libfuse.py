@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from weightstream.cachefs.files.entries import Change
-from weightstream.cachefs.fuse.device import set_read_ahead
+from weightstream.cachefs.fuse.kernel.device import set_read_ahead
 from weightstream.cachefs.fuse.mount_table import privileged
 from weightstream.errors import MountError
 

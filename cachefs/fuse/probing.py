@@ -14,9 +14,10 @@ import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from weightstream.cachefs.fuse import device, handshake, mount_table, wire
-from weightstream.cachefs.fuse.attachment import DEVICE
-from weightstream.cachefs.fuse.connection import Connection
+from weightstream.cachefs.fuse import mount_table
+from weightstream.cachefs.fuse.kernel import device, handshake, wire
+from weightstream.cachefs.fuse.kernel.connection import Connection
+from weightstream.cachefs.fuse.supervisor.attachment import DEVICE
 from weightstream.errors import WeightstreamError
 
 _CLONE_NEWNS = 0x00020000

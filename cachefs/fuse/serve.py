@@ -33,7 +33,7 @@ from weightstream.errors import WeightstreamError
 from weightstream.log import configure, get_logger, mask_secrets
 
 if TYPE_CHECKING:
-    from weightstream.cachefs.fuse.server import Options
+    from weightstream.cachefs.fuse.kernel.server import Options
 
 log = get_logger("weightstream.cachefs.fuse.serve")
 
@@ -174,7 +174,7 @@ class Process:
 
     def _make_driver(self, spec: MountSpec, assembly: Assembly) -> Driver:
         if spec.driver == "kernel":
-            from weightstream.cachefs.fuse.server import KernelServer
+            from weightstream.cachefs.fuse.kernel.server import KernelServer
 
             options = _options(spec, assembly)
             driver: Driver = KernelServer(self._fuse_fd, assembly.tree, assembly.content, options)
@@ -290,7 +290,7 @@ class Process:
 
 
 def _options(spec: MountSpec, assembly: Assembly) -> "Options":
-    from weightstream.cachefs.fuse.server import Options
+    from weightstream.cachefs.fuse.kernel.server import Options
 
     settings = assembly.settings
     run = settings.run_directory

@@ -139,7 +139,7 @@ def test_request_timeout_counts_only_where_it_is_shorter_than_ours() -> None:
 
 def test_driver_by_setting_and_none(monkeypatch: pytest.MonkeyPatch) -> None:
     driver: Callable[..., Check] = lambda name: mounts.driver(load_settings({"driver": name}))  # noqa: E731
-    starting = "weightstream.cachefs.fuse.starting."
+    starting = "weightstream.cachefs.fuse.supervisor.starting."
     monkeypatch.setattr(starting + "why_not_kernel", lambda: "")
     monkeypatch.setattr(mounts, "why_not_kernel", lambda: "")
     monkeypatch.setattr(starting + "why_not_fuse_python", lambda: "")

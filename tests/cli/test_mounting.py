@@ -23,7 +23,7 @@ from tests.kit.s3 import SECRET_KEY, S3Server
 
 from weightstream.cachefs.fuse import mount_table
 from weightstream.cachefs.fuse.mount_table import MNT_DETACH, MNT_FORCE, mounted_at
-from weightstream.cachefs.fuse.starting import why_not_fuse_python, why_not_kernel
+from weightstream.cachefs.fuse.supervisor.starting import why_not_fuse_python, why_not_kernel
 from weightstream.cli import fstab
 from weightstream.errors import UsageError
 

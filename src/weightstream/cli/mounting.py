@@ -15,9 +15,9 @@ from weightstream.errors import MountError, UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from weightstream.cachefs.fuse.handover import Job
     from weightstream.cachefs.fuse.mounts import RunDirectory
-    from weightstream.cachefs.fuse.overview import MountRow
+    from weightstream.cachefs.fuse.supervisor.handover import Job
+    from weightstream.cachefs.fuse.supervisor.overview import MountRow
     from weightstream.settings import Settings
 
 # A refresh lists every folder that was known again.
@@ -106,7 +106,7 @@ def mount(
         raise UsageError("Missing argument 'DIRECTORY'.")
     settings = cli.settings_with({} if driver is None else {"driver": driver.value})
     job = _job(settings, origin, directory, allow_other, foreground)
-    from weightstream.cachefs.fuse import launching
+    from weightstream.cachefs.fuse.supervisor import launching
 
     if foreground:
         sys.stdout.flush()
@@ -118,11 +118,11 @@ def mount(
 def _job(
     settings: "Settings", origin: str, directory: str, allow_other: bool, foreground: bool
 ) -> "Job":
-    from weightstream.cachefs.fuse.handover import Job
-    from weightstream.cachefs.fuse.launching import prepare_log
     from weightstream.cachefs.fuse.mounts import MountSpec
-    from weightstream.cachefs.fuse.server_process import Limits
-    from weightstream.cachefs.fuse.starting import choose_driver, free_directory
+    from weightstream.cachefs.fuse.supervisor.handover import Job
+    from weightstream.cachefs.fuse.supervisor.launching import prepare_log
+    from weightstream.cachefs.fuse.supervisor.server_process import Limits
+    from weightstream.cachefs.fuse.supervisor.starting import choose_driver, free_directory
     from weightstream.log import mask_secrets
 
     uri = _absolute(origin)
@@ -198,7 +198,7 @@ def umount(
     ] = False,
 ) -> None:
     """Unmount a directory; say who uses it when it is in use."""
-    from weightstream.cachefs.fuse.unmounting import unmount
+    from weightstream.cachefs.fuse.supervisor.unmounting import unmount
 
     path = unmount(_run_directory(cli.settings), directory, lazy, force)
     cli.emit(UnmountReport(path), f"{path} is unmounted")
@@ -206,7 +206,7 @@ def umount(
 
 def mounts(cli: Cli) -> None:
     """List what is mounted, by whom it is served, and how it is."""
-    from weightstream.cachefs.fuse.overview import overview
+    from weightstream.cachefs.fuse.supervisor.overview import overview
 
     rows = overview(_run_directory(cli.settings))
     cli.emit(rows, _mounts_table(rows) if rows else "nothing is mounted")

@@ -19,7 +19,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from weightstream.cachefs.fuse.server import KernelServer, Options
+from weightstream.cachefs.fuse.kernel.server import KernelServer, Options
 
 _PR_SET_PDEATHSIG = 1
 

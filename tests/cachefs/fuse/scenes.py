@@ -271,7 +271,7 @@ class Fakes:
 
     def ino(self, path: str) -> list[int]:
         """Return the node ids of a file: while it fills, and when it is complete."""
-        from weightstream.cachefs.fuse.nodes import file_id, file_ino
+        from weightstream.cachefs.fuse.kernel.nodes import file_id, file_ino
 
         ino = file_ino(path, self.tree.files[path].blob.id)
         return [file_id(ino, complete=False), file_id(ino, complete=True)]

@@ -15,12 +15,13 @@ import pytest
 from tests.cachefs.fuse import fake_server
 from tests.kit.processes import PRELUDE, Child
 
-from weightstream.cachefs.fuse import launching, mount_table
-from weightstream.cachefs.fuse.handover import Job
+from weightstream.cachefs.fuse import mount_table
 from weightstream.cachefs.fuse.mount_table import MNT_DETACH, MNT_FORCE, mounted_at
 from weightstream.cachefs.fuse.mounts import MountSpec, Record, RunDirectory, started
-from weightstream.cachefs.fuse.server_process import Limits
-from weightstream.cachefs.fuse.starting import free_directory, why_not_kernel
+from weightstream.cachefs.fuse.supervisor import launching
+from weightstream.cachefs.fuse.supervisor.handover import Job
+from weightstream.cachefs.fuse.supervisor.server_process import Limits
+from weightstream.cachefs.fuse.supervisor.starting import free_directory, why_not_kernel
 
 SOURCE = "fake://models"
 PROGRAM = (sys.executable, str(Path(fake_server.__file__).resolve()))

@@ -14,16 +14,16 @@ from tests.conftest import LogWatch
 
 from weightstream import metrics
 from weightstream.cachefs.files.entries import Change, Entry, Folder
-from weightstream.cachefs.fuse import handshake, wire
-from weightstream.cachefs.fuse.connection import Connection, Refusal
-from weightstream.cachefs.fuse.extras import is_foreign
-from weightstream.cachefs.fuse.handshake import Negotiated
-from weightstream.cachefs.fuse.notifier import Listing, Notifier
-from weightstream.cachefs.fuse.protocol import Init, Notify, Op
-from weightstream.cachefs.fuse.server import KernelServer, Options
-from weightstream.cachefs.fuse.waiting import Deferred, Waiting
-from weightstream.cachefs.fuse.wire import OUT, Offer
-from weightstream.cachefs.fuse.workers import Children, Listings, Workers
+from weightstream.cachefs.fuse.kernel import handshake, wire
+from weightstream.cachefs.fuse.kernel.connection import Connection, Refusal
+from weightstream.cachefs.fuse.kernel.extras import is_foreign
+from weightstream.cachefs.fuse.kernel.handshake import Negotiated
+from weightstream.cachefs.fuse.kernel.notifier import Listing, Notifier
+from weightstream.cachefs.fuse.kernel.protocol import Init, Notify, Op
+from weightstream.cachefs.fuse.kernel.server import KernelServer, Options
+from weightstream.cachefs.fuse.kernel.waiting import Deferred, Waiting
+from weightstream.cachefs.fuse.kernel.wire import OUT, Offer
+from weightstream.cachefs.fuse.kernel.workers import Children, Listings, Workers
 from weightstream.errors import NotFoundError, UnavailableError, WeightstreamError
 
 

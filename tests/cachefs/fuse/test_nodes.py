@@ -11,8 +11,8 @@ from tests.conftest import LogWatch
 
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.files.entries import Entry, File, Folder
-from weightstream.cachefs.fuse.journal import Journal
-from weightstream.cachefs.fuse.nodes import (
+from weightstream.cachefs.fuse.kernel.journal import Journal
+from weightstream.cachefs.fuse.kernel.nodes import (
     NodeError,
     Nodes,
     file_id,
@@ -20,7 +20,7 @@ from weightstream.cachefs.fuse.nodes import (
     folder_id,
     folder_ino,
 )
-from weightstream.cachefs.fuse.wire import ROOT_ID
+from weightstream.cachefs.fuse.kernel.wire import ROOT_ID
 
 
 def made_file(path: str, version: str = "1", size: int = 10, modified_ns: int = 5) -> File:

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from tests.cachefs.fuse.scenes import Fakes, fakes
 
-from weightstream.cachefs.fuse import device, wire
-from weightstream.cachefs.fuse.connection import Refusal
-from weightstream.cachefs.fuse.journal import Journal
-from weightstream.cachefs.fuse.names import Names
-from weightstream.cachefs.fuse.nodes import Nodes
-from weightstream.cachefs.fuse.opens import Opens
-from weightstream.cachefs.fuse.passthrough import Passthrough
-from weightstream.cachefs.fuse.protocol import Op, Open
-from weightstream.cachefs.fuse.wire import Request
+from weightstream.cachefs.fuse.kernel import device, wire
+from weightstream.cachefs.fuse.kernel.connection import Refusal
+from weightstream.cachefs.fuse.kernel.journal import Journal
+from weightstream.cachefs.fuse.kernel.names import Names
+from weightstream.cachefs.fuse.kernel.nodes import Nodes
+from weightstream.cachefs.fuse.kernel.opens import Opens
+from weightstream.cachefs.fuse.kernel.passthrough import Passthrough
+from weightstream.cachefs.fuse.kernel.protocol import Op, Open
+from weightstream.cachefs.fuse.kernel.wire import Request
 
 
 class Driver:

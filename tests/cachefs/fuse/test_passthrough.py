@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from tests.conftest import LogWatch
 
-from weightstream.cachefs.fuse import device
-from weightstream.cachefs.fuse.journal import Journal
-from weightstream.cachefs.fuse.passthrough import Passthrough
+from weightstream.cachefs.fuse.kernel import device
+from weightstream.cachefs.fuse.kernel.journal import Journal
+from weightstream.cachefs.fuse.kernel.passthrough import Passthrough
 
 
 class FakeDevice:

@@ -21,8 +21,9 @@ from tests.conftest import SettingsFactory
 from tests.kit.disks import small_disk
 from tests.kit.processes import clean_env
 
-from weightstream.cachefs.fuse import device, mount_table
+from weightstream.cachefs.fuse import mount_table
 from weightstream.cachefs.fuse.assembly import within_kernel_limit
+from weightstream.cachefs.fuse.kernel import device
 from weightstream.cachefs.fuse.mounts import MountSpec
 
 pytestmark = pytest.mark.fuse

@@ -24,9 +24,9 @@ from tests.cachefs.fuse.supervised import (
 )
 
 from weightstream.cachefs.fuse import mount_table
-from weightstream.cachefs.fuse.attachment import fusermount
 from weightstream.cachefs.fuse.mount_table import MNT_DETACH, MNT_FORCE
-from weightstream.cachefs.fuse.server_process import Limits
+from weightstream.cachefs.fuse.supervisor.attachment import fusermount
+from weightstream.cachefs.fuse.supervisor.server_process import Limits
 from weightstream.errors import MountError
 
 __all__ = ["sandbox"]

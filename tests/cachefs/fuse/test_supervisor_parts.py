@@ -11,16 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from weightstream.cachefs.fuse import mount_log, mount_table, systemd
-from weightstream.cachefs.fuse.backoff import Backoff
-from weightstream.cachefs.fuse.children import Child
-from weightstream.cachefs.fuse.handover import Handover, Job, command, read
+from weightstream.cachefs.fuse import mount_table
 from weightstream.cachefs.fuse.lines import Channel, ChannelClosed
-from weightstream.cachefs.fuse.loop import Loop
-from weightstream.cachefs.fuse.mount_log import MountLog
 from weightstream.cachefs.fuse.mounts import MountSpec, Record, RunDirectory, name_of
-from weightstream.cachefs.fuse.starting import choose_driver
-from weightstream.cachefs.fuse.users import users_of
+from weightstream.cachefs.fuse.supervisor import mount_log, systemd
+from weightstream.cachefs.fuse.supervisor.backoff import Backoff
+from weightstream.cachefs.fuse.supervisor.children import Child
+from weightstream.cachefs.fuse.supervisor.handover import Handover, Job, command, read
+from weightstream.cachefs.fuse.supervisor.loop import Loop
+from weightstream.cachefs.fuse.supervisor.mount_log import MountLog
+from weightstream.cachefs.fuse.supervisor.starting import choose_driver
+from weightstream.cachefs.fuse.supervisor.users import users_of
 from weightstream.errors import UsageError
 
 SPEC = MountSpec("s3://models", "/mnt/models", "kernel", {"deadline_s": 5.0, "hedge": "on"})
@@ -196,7 +197,7 @@ def test_child_says_how_it_ended() -> None:
 def test_children_do_not_hear_what_is_for_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOTIFY_SOCKET", "/run/x")
     monkeypatch.setenv("LISTEN_FDS", "1")
-    from weightstream.cachefs.fuse.children import environment
+    from weightstream.cachefs.fuse.supervisor.children import environment
 
     assert not {"NOTIFY_SOCKET", "LISTEN_FDS"} & set(environment())
     assert environment()["PATH"]
@@ -260,21 +261,21 @@ def test_spec_of_another_version() -> None:
 def test_driver_that_cannot_be_had_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mount_table, "privileged", lambda: False)
     monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.setattr("weightstream.cachefs.fuse.starting.DEVICE", os.devnull)
+    monkeypatch.setattr("weightstream.cachefs.fuse.supervisor.starting.DEVICE", os.devnull)
     with pytest.raises(UsageError, match="kernel driver does not work here: it needs root"):
         choose_driver("kernel")
     with pytest.raises(UsageError, match=r"(pip|apt-get) install"):
         choose_driver("fuse-python")
     with pytest.raises(UsageError, match="it needs root"):
         choose_driver("auto")
-    monkeypatch.setattr("weightstream.cachefs.fuse.starting.DEVICE", "/no/such/device")
+    monkeypatch.setattr("weightstream.cachefs.fuse.supervisor.starting.DEVICE", "/no/such/device")
     with pytest.raises(UsageError, match="modprobe fuse"):
         choose_driver("auto")
 
 
 def test_driver_kernel_is_the_better_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mount_table, "privileged", lambda: True)
-    monkeypatch.setattr("weightstream.cachefs.fuse.starting.DEVICE", os.devnull)
+    monkeypatch.setattr("weightstream.cachefs.fuse.supervisor.starting.DEVICE", os.devnull)
     assert choose_driver("auto") == "kernel"
 
 
@@ -302,7 +303,9 @@ def test_log_begins_anew_when_it_is_large(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_log_on_a_full_disk_ends_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    code = "from weightstream.cachefs.fuse.mount_log import MountLog; MountLog('')('text')"
+    code = (
+        "from weightstream.cachefs.fuse.supervisor.mount_log import MountLog; MountLog('')('text')"
+    )
     with open("/dev/full", "w") as full:
         subprocess.run([sys.executable, "-c", code], stderr=full, check=True, timeout=30)
     MountLog("/no/such/file")("odd \udcff", "ERROR")

@@ -24,7 +24,7 @@ from tests.cachefs.fuse.supervised import (
 from tests.kit.processes import clean_env
 
 from weightstream.cachefs.fuse import mount_table
-from weightstream.cachefs.fuse.handover import Job, command
+from weightstream.cachefs.fuse.supervisor.handover import Job, command
 
 __all__ = ["sandbox"]
 

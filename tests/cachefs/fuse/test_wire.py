@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightstream.cachefs.fuse import wire
-from weightstream.cachefs.fuse.protocol import Init, Op
-from weightstream.cachefs.fuse.wire import Attributes, Request, WireError
+from weightstream.cachefs.fuse.kernel import wire
+from weightstream.cachefs.fuse.kernel.protocol import Init, Op
+from weightstream.cachefs.fuse.kernel.wire import Attributes, Request, WireError
 
 
 def message(opcode: int, body: bytes, **given: int) -> bytes:

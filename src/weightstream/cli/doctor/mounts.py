@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from weightstream.cachefs.fuse import mount_table
-from weightstream.cachefs.fuse.attachment import DEVICE, FUSERMOUNTS
-from weightstream.cachefs.fuse.device import request_timeout_s
+from weightstream.cachefs.fuse.kernel.device import request_timeout_s
 from weightstream.cachefs.fuse.probing import Probed
-from weightstream.cachefs.fuse.starting import choose_driver, why_not_kernel
+from weightstream.cachefs.fuse.supervisor.attachment import DEVICE, FUSERMOUNTS
+from weightstream.cachefs.fuse.supervisor.starting import choose_driver, why_not_kernel
 from weightstream.cli.doctor.check import Check, Status
 from weightstream.cli.doctor.disk import existing
 from weightstream.errors import UsageError

@@ -9,14 +9,14 @@ import socket
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from weightstream.cachefs.fuse.attachment import Attachment
-from weightstream.cachefs.fuse.control import Client, Control
-from weightstream.cachefs.fuse.handover import Handover, Job
-from weightstream.cachefs.fuse.loop import Loop
-from weightstream.cachefs.fuse.mount_log import MountLog
 from weightstream.cachefs.fuse.mount_table import cannot_unmount
 from weightstream.cachefs.fuse.mounts import RunDirectory
-from weightstream.cachefs.fuse.server_process import Server
+from weightstream.cachefs.fuse.supervisor.attachment import Attachment
+from weightstream.cachefs.fuse.supervisor.control import Client, Control
+from weightstream.cachefs.fuse.supervisor.handover import Handover, Job
+from weightstream.cachefs.fuse.supervisor.loop import Loop
+from weightstream.cachefs.fuse.supervisor.mount_log import MountLog
+from weightstream.cachefs.fuse.supervisor.server_process import Server
 from weightstream.errors import MountBusyError
 
 # `mounts` asks every mount; a server that is busy has its gauges left out.
@@ -151,7 +151,7 @@ class Commands:
             owner.stop()
 
     def _upgrade(self, client: Client, question: dict[str, Any]) -> None:
-        from weightstream.cachefs.fuse.upgrade import Upgrade
+        from weightstream.cachefs.fuse.supervisor.upgrade import Upgrade
 
         if not self._owner.is_settled or self._upgrader is not None:
             client.refuse("its server is being replaced just now; try again when it is ready")

@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from weightstream import metrics
 from weightstream.cachefs.files.entries import File, find
-from weightstream.cachefs.fuse import wire
-from weightstream.cachefs.fuse.connection import Refusal
-from weightstream.cachefs.fuse.names import Names
-from weightstream.cachefs.fuse.nodes import Node, Nodes
-from weightstream.cachefs.fuse.passthrough import Passthrough
-from weightstream.cachefs.fuse.protocol import Open
-from weightstream.cachefs.fuse.wire import Parts, Request
+from weightstream.cachefs.fuse.kernel import wire
+from weightstream.cachefs.fuse.kernel.connection import Refusal
+from weightstream.cachefs.fuse.kernel.names import Names
+from weightstream.cachefs.fuse.kernel.nodes import Node, Nodes
+from weightstream.cachefs.fuse.kernel.passthrough import Passthrough
+from weightstream.cachefs.fuse.kernel.protocol import Open
+from weightstream.cachefs.fuse.kernel.wire import Parts, Request
 from weightstream.errors import WeightstreamError
 
 if TYPE_CHECKING:

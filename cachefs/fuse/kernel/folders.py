@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from weightstream.cachefs.files.entries import Entry, Folder
-from weightstream.cachefs.fuse import wire
-from weightstream.cachefs.fuse.names import Children, ChildrenOf, Names
-from weightstream.cachefs.fuse.nodes import Nodes, file_ino, folder_ino
-from weightstream.cachefs.fuse.protocol import Open
-from weightstream.cachefs.fuse.wire import Parts, Request
+from weightstream.cachefs.fuse.kernel import wire
+from weightstream.cachefs.fuse.kernel.names import Children, ChildrenOf, Names
+from weightstream.cachefs.fuse.kernel.nodes import Nodes, file_ino, folder_ino
+from weightstream.cachefs.fuse.kernel.protocol import Open
+from weightstream.cachefs.fuse.kernel.wire import Parts, Request
 
 if TYPE_CHECKING:
     from weightstream.cachefs.files.tree import Tree

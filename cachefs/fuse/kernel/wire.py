@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from weightstream.cachefs.fuse.protocol import Init, Op
+from weightstream.cachefs.fuse.kernel.protocol import Init, Op
 from weightstream.errors import WeightstreamError
 
 Parts: TypeAlias = Sequence[bytes | memoryview]

@@ -7,11 +7,11 @@ import shutil
 import sys
 
 from weightstream.cachefs.fuse import mount_table
-from weightstream.cachefs.fuse.adoption import Orphan
-from weightstream.cachefs.fuse.attachment import DEVICE, fusermount
-from weightstream.cachefs.fuse.children import Child
 from weightstream.cachefs.fuse.mount_table import Mounted, cannot_unmount, mounted_at
 from weightstream.cachefs.fuse.mounts import Driver, RunDirectory
+from weightstream.cachefs.fuse.supervisor.adoption import Orphan
+from weightstream.cachefs.fuse.supervisor.attachment import DEVICE, fusermount
+from weightstream.cachefs.fuse.supervisor.children import Child
 from weightstream.errors import MountError, UsageError
 
 # statvfs(2) is never answered from the kernel's memory. One that works is answered within

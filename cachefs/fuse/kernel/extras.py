@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from weightstream.cachefs.files.entries import Entry, Folder, join
-from weightstream.cachefs.fuse import wire
-from weightstream.cachefs.fuse.connection import Refusal
-from weightstream.cachefs.fuse.names import ChildrenOf, Names
-from weightstream.cachefs.fuse.wire import Parts, Request
+from weightstream.cachefs.fuse.kernel import wire
+from weightstream.cachefs.fuse.kernel.connection import Refusal
+from weightstream.cachefs.fuse.kernel.names import ChildrenOf, Names
+from weightstream.cachefs.fuse.kernel.wire import Parts, Request
 
 if TYPE_CHECKING:
     from weightstream.cachefs.files.content import Content

@@ -18,9 +18,9 @@ from queue import Empty, SimpleQueue
 from typing import TypeAlias
 
 from weightstream.cachefs.files.entries import Change
-from weightstream.cachefs.fuse import nodes, wire
-from weightstream.cachefs.fuse.connection import Connection
-from weightstream.cachefs.fuse.protocol import Notify
+from weightstream.cachefs.fuse.kernel import nodes, wire
+from weightstream.cachefs.fuse.kernel.connection import Connection
+from weightstream.cachefs.fuse.kernel.protocol import Notify
 
 log = logging.getLogger(__name__)
 

@@ -12,15 +12,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from weightstream.cachefs.fuse import wire
-from weightstream.cachefs.fuse.connection import Connection, Refusal
-from weightstream.cachefs.fuse.names import Children, ChildrenOf, NotListed
-from weightstream.cachefs.fuse.nodes import Nodes
-from weightstream.cachefs.fuse.opens import Opens
-from weightstream.cachefs.fuse.protocol import Op
-from weightstream.cachefs.fuse.waiting import Deferred, Waiting
-from weightstream.cachefs.fuse.wire import Parts, Request
-from weightstream.cachefs.fuse.workers import Listings, Workers
+from weightstream.cachefs.fuse.kernel import wire
+from weightstream.cachefs.fuse.kernel.connection import Connection, Refusal
+from weightstream.cachefs.fuse.kernel.names import Children, ChildrenOf, NotListed
+from weightstream.cachefs.fuse.kernel.nodes import Nodes
+from weightstream.cachefs.fuse.kernel.opens import Opens
+from weightstream.cachefs.fuse.kernel.protocol import Op
+from weightstream.cachefs.fuse.kernel.waiting import Deferred, Waiting
+from weightstream.cachefs.fuse.kernel.wire import Parts, Request
+from weightstream.cachefs.fuse.kernel.workers import Listings, Workers
 from weightstream.errors import LoadCancelled, UnavailableError, WeightstreamError
 
 if TYPE_CHECKING:

@@ -26,22 +26,22 @@ from typing import TYPE_CHECKING, Any
 from weightstream import metrics
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.files.entries import Change
-from weightstream.cachefs.fuse import device, extras, handshake, wire
-from weightstream.cachefs.fuse.answers import Answers, Handler
-from weightstream.cachefs.fuse.connection import Connection, Refusal
-from weightstream.cachefs.fuse.extras import Extras
-from weightstream.cachefs.fuse.folders import Folders
-from weightstream.cachefs.fuse.handshake import Negotiated
-from weightstream.cachefs.fuse.journal import Journal
-from weightstream.cachefs.fuse.names import ChildrenOf, Names, Owner
-from weightstream.cachefs.fuse.nodes import Nodes
-from weightstream.cachefs.fuse.notifier import Listing, Notifier
-from weightstream.cachefs.fuse.opens import Opens
-from weightstream.cachefs.fuse.passthrough import Passthrough
-from weightstream.cachefs.fuse.protocol import WRITES, Notify, Op
-from weightstream.cachefs.fuse.reads import Reads
-from weightstream.cachefs.fuse.waiting import Waiting
-from weightstream.cachefs.fuse.wire import Parts, Request
+from weightstream.cachefs.fuse.kernel import device, extras, handshake, wire
+from weightstream.cachefs.fuse.kernel.answers import Answers, Handler
+from weightstream.cachefs.fuse.kernel.connection import Connection, Refusal
+from weightstream.cachefs.fuse.kernel.extras import Extras
+from weightstream.cachefs.fuse.kernel.folders import Folders
+from weightstream.cachefs.fuse.kernel.handshake import Negotiated
+from weightstream.cachefs.fuse.kernel.journal import Journal
+from weightstream.cachefs.fuse.kernel.names import ChildrenOf, Names, Owner
+from weightstream.cachefs.fuse.kernel.nodes import Nodes
+from weightstream.cachefs.fuse.kernel.notifier import Listing, Notifier
+from weightstream.cachefs.fuse.kernel.opens import Opens
+from weightstream.cachefs.fuse.kernel.passthrough import Passthrough
+from weightstream.cachefs.fuse.kernel.protocol import WRITES, Notify, Op
+from weightstream.cachefs.fuse.kernel.reads import Reads
+from weightstream.cachefs.fuse.kernel.waiting import Waiting
+from weightstream.cachefs.fuse.kernel.wire import Parts, Request
 
 if TYPE_CHECKING:
     from weightstream.cachefs.files.content import Content

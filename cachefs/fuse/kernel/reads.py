@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from weightstream import metrics
 from weightstream.cachefs.blob import Extent
 from weightstream.cachefs.files.entries import File
-from weightstream.cachefs.fuse.connection import Connection, Refusal
-from weightstream.cachefs.fuse.nodes import Nodes
-from weightstream.cachefs.fuse.protocol import Op
-from weightstream.cachefs.fuse.waiting import Waiting
+from weightstream.cachefs.fuse.kernel.connection import Connection, Refusal
+from weightstream.cachefs.fuse.kernel.nodes import Nodes
+from weightstream.cachefs.fuse.kernel.protocol import Op
+from weightstream.cachefs.fuse.kernel.waiting import Waiting
 from weightstream.errors import WeightstreamError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from weightstream.cachefs.fuse.lines import Channel, ChannelClosed
-from weightstream.cachefs.fuse.loop import READABLE, WRITABLE, Loop
+from weightstream.cachefs.fuse.supervisor.loop import READABLE, WRITABLE, Loop
 
 # A client sends its line at once; whoever connects and says nothing is a port scan or a mistake.
 _SILENCE_S = 30.0

@@ -24,17 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from weightstream import __version__
-from weightstream.cachefs.fuse import systemd
-from weightstream.cachefs.fuse.adoption import Inheritance, Orphan, inherit
-from weightstream.cachefs.fuse.attachment import Attachment, KernelAttachment, attachment
-from weightstream.cachefs.fuse.backoff import Backoff
-from weightstream.cachefs.fuse.commands import Commands
-from weightstream.cachefs.fuse.handover import Handover, Job
-from weightstream.cachefs.fuse.loop import Loop
-from weightstream.cachefs.fuse.mount_log import MountLog
 from weightstream.cachefs.fuse.mounts import Record, RunDirectory, started
-from weightstream.cachefs.fuse.reporting import Reporter
-from weightstream.cachefs.fuse.server_process import Server
+from weightstream.cachefs.fuse.supervisor import systemd
+from weightstream.cachefs.fuse.supervisor.adoption import Inheritance, Orphan, inherit
+from weightstream.cachefs.fuse.supervisor.attachment import Attachment, KernelAttachment, attachment
+from weightstream.cachefs.fuse.supervisor.backoff import Backoff
+from weightstream.cachefs.fuse.supervisor.commands import Commands
+from weightstream.cachefs.fuse.supervisor.handover import Handover, Job
+from weightstream.cachefs.fuse.supervisor.loop import Loop
+from weightstream.cachefs.fuse.supervisor.mount_log import MountLog
+from weightstream.cachefs.fuse.supervisor.reporting import Reporter
+from weightstream.cachefs.fuse.supervisor.server_process import Server
 from weightstream.errors import MountError
 
 SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}

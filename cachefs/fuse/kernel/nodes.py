@@ -19,8 +19,8 @@ from blake3 import blake3
 
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.files.entries import Entry, File, Folder
-from weightstream.cachefs.fuse.journal import Journal, Record
-from weightstream.cachefs.fuse.wire import ROOT_ID
+from weightstream.cachefs.fuse.kernel.journal import Journal, Record
+from weightstream.cachefs.fuse.kernel.wire import ROOT_ID
 from weightstream.errors import WeightstreamError
 
 log = logging.getLogger(__name__)

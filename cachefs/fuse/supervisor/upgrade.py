@@ -12,14 +12,14 @@ import socket
 from dataclasses import replace
 from typing import Protocol
 
-from weightstream.cachefs.fuse.children import Child
-from weightstream.cachefs.fuse.commands import Supervised
-from weightstream.cachefs.fuse.control import Client
-from weightstream.cachefs.fuse.handover import Handover, Job, command
 from weightstream.cachefs.fuse.lines import Channel
-from weightstream.cachefs.fuse.loop import Loop
-from weightstream.cachefs.fuse.server_process import Server
-from weightstream.cachefs.fuse.supervision import SIGNALS, Supervisor
+from weightstream.cachefs.fuse.supervisor.children import Child
+from weightstream.cachefs.fuse.supervisor.commands import Supervised
+from weightstream.cachefs.fuse.supervisor.control import Client
+from weightstream.cachefs.fuse.supervisor.handover import Handover, Job, command
+from weightstream.cachefs.fuse.supervisor.loop import Loop
+from weightstream.cachefs.fuse.supervisor.server_process import Server
+from weightstream.cachefs.fuse.supervisor.supervision import SIGNALS, Supervisor
 from weightstream.errors import MountError
 
 _CHECK_S = 30.0

@@ -15,8 +15,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from weightstream.cachefs.fuse import device
-from weightstream.cachefs.fuse.journal import Journal, Record
+from weightstream.cachefs.fuse.kernel import device
+from weightstream.cachefs.fuse.kernel.journal import Journal, Record
 
 log = logging.getLogger(__name__)
 

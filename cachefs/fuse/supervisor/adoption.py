@@ -11,9 +11,9 @@ import signal
 from contextlib import suppress
 from dataclasses import dataclass
 
-from weightstream.cachefs.fuse.attachment import DEVICE, KernelAttachment
-from weightstream.cachefs.fuse.handover import Job
 from weightstream.cachefs.fuse.mounts import Record, started
+from weightstream.cachefs.fuse.supervisor.attachment import DEVICE, KernelAttachment
+from weightstream.cachefs.fuse.supervisor.handover import Job
 from weightstream.errors import MountError
 
 _SYS_PIDFD_GETFD = 438  # the same number on every architecture

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from weightstream.cachefs.fuse.connection import Refusal
-from weightstream.cachefs.fuse.protocol import Init
-from weightstream.cachefs.fuse.wire import MAJOR, MINOR, OLDEST_MINOR, Answer, Offer
+from weightstream.cachefs.fuse.kernel.connection import Refusal
+from weightstream.cachefs.fuse.kernel.protocol import Init
+from weightstream.cachefs.fuse.kernel.wire import MAJOR, MINOR, OLDEST_MINOR, Answer, Offer
 
 # Not taken: WRITEBACK_CACHE switches passthrough off; AUTO_INVAL_DATA drops pages of files whose
 # bytes never change.

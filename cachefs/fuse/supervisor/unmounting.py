@@ -3,12 +3,13 @@
 import os
 from contextlib import suppress
 
-from weightstream.cachefs.fuse import launching, mount_table
-from weightstream.cachefs.fuse.adoption import Orphan
+from weightstream.cachefs.fuse import mount_table
 from weightstream.cachefs.fuse.mount_table import mounted_at
 from weightstream.cachefs.fuse.mounts import Record, RunDirectory
-from weightstream.cachefs.fuse.starting import detach
-from weightstream.cachefs.fuse.users import users_of
+from weightstream.cachefs.fuse.supervisor import launching
+from weightstream.cachefs.fuse.supervisor.adoption import Orphan
+from weightstream.cachefs.fuse.supervisor.starting import detach
+from weightstream.cachefs.fuse.supervisor.users import users_of
 from weightstream.errors import MountBusyError, MountError
 
 # A supervisor answers at once and ends within five seconds.

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.files.entries import Entry, File, Folder, find
-from weightstream.cachefs.fuse import wire
-from weightstream.cachefs.fuse.connection import Refusal
-from weightstream.cachefs.fuse.nodes import (
+from weightstream.cachefs.fuse.kernel import wire
+from weightstream.cachefs.fuse.kernel.connection import Refusal
+from weightstream.cachefs.fuse.kernel.nodes import (
     Node,
     Nodes,
     file_id,
     file_ino,
     folder_id,
 )
-from weightstream.cachefs.fuse.wire import Attributes, Parts, Request
+from weightstream.cachefs.fuse.kernel.wire import Attributes, Parts, Request
 
 if TYPE_CHECKING:
     from weightstream.cachefs.files.content import Content

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from weightstream.cachefs.fuse.children import Child, python
 from weightstream.cachefs.fuse.lines import Channel, ChannelClosed
-from weightstream.cachefs.fuse.loop import READABLE, WRITABLE, Loop, Timer
 from weightstream.cachefs.fuse.mounts import MountSpec
+from weightstream.cachefs.fuse.supervisor.children import Child, python
+from weightstream.cachefs.fuse.supervisor.loop import READABLE, WRITABLE, Loop, Timer
 
 SERVER = "weightstream.cachefs.fuse.serve"
 

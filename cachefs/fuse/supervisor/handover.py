@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from weightstream.cachefs.fuse.children import python
 from weightstream.cachefs.fuse.mounts import MountSpec, known_fields
-from weightstream.cachefs.fuse.server_process import Limits
+from weightstream.cachefs.fuse.supervisor.children import python
+from weightstream.cachefs.fuse.supervisor.server_process import Limits
 
 SUPERVISOR = "weightstream.cachefs.fuse.supervisor"
 

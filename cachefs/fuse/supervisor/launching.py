@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from weightstream.cachefs.fuse.children import environment
-from weightstream.cachefs.fuse.handover import Job, command
 from weightstream.cachefs.fuse.mounts import name_of
+from weightstream.cachefs.fuse.supervisor.children import environment
+from weightstream.cachefs.fuse.supervisor.handover import Job, command
 from weightstream.errors import MountError
 
 # A supervisor ends by itself within five seconds, and its limits end a mount that does not come up.

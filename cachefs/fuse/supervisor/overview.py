@@ -4,9 +4,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from weightstream.cachefs.fuse.adoption import Orphan
 from weightstream.cachefs.fuse.mount_table import mounted_at, mounts
 from weightstream.cachefs.fuse.mounts import Record, RunDirectory
+from weightstream.cachefs.fuse.supervisor.adoption import Orphan
 from weightstream.errors import MountError
 
 _ASK_S = 2.0

@@ -6,8 +6,8 @@ import os
 import time
 
 from weightstream import metrics
-from weightstream.cachefs.fuse.protocol import Notify
-from weightstream.cachefs.fuse.wire import OUT, Parts, op_name
+from weightstream.cachefs.fuse.kernel.protocol import Notify
+from weightstream.cachefs.fuse.kernel.wire import OUT, Parts, op_name
 from weightstream.errors import WeightstreamError
 
 log = logging.getLogger(__name__)

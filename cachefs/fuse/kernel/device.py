@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from weightstream.cachefs.fuse.kernel.wire import BACKING_MAP
 from weightstream.cachefs.fuse.mount_table import mounted_at
-from weightstream.cachefs.fuse.wire import BACKING_MAP
 
 log = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from weightstream.cachefs.fuse.handover import Job, read
-from weightstream.cachefs.fuse.loop import Loop
 from weightstream.cachefs.fuse.mounts import RunDirectory
-from weightstream.cachefs.fuse.reporting import Reporter
-from weightstream.cachefs.fuse.supervision import Supervisor
-from weightstream.cachefs.fuse.upgrade import resumed
+from weightstream.cachefs.fuse.supervisor.handover import Job, read
+from weightstream.cachefs.fuse.supervisor.loop import Loop
+from weightstream.cachefs.fuse.supervisor.reporting import Reporter
+from weightstream.cachefs.fuse.supervisor.supervision import Supervisor
+from weightstream.cachefs.fuse.supervisor.upgrade import resumed
 from weightstream.errors import MountError
 
 

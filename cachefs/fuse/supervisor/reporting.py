@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from weightstream.cachefs.fuse import systemd
-from weightstream.cachefs.fuse.loop import Loop
+from weightstream.cachefs.fuse.supervisor import systemd
+from weightstream.cachefs.fuse.supervisor.loop import Loop
 
 
 class Reporter:

@@ -1,0 +1,1 @@
+"""The kernel driver: the FUSE protocol on /dev/fuse, from requests to answers."""

@@ -18,7 +18,7 @@ from weightstream.bench.links import LOOPBACK
 from weightstream.bench.mounts.plan import AGAIN_READ, FIND, NATIVE, OURS
 from weightstream.bench.scenarios import SCENARIOS, WS_PAIR, WS_WARM, cells
 from weightstream.bench.servers import Traffic, nginx, parse_log
-from weightstream.cachefs.fuse.starting import why_not_kernel
+from weightstream.cachefs.fuse.supervisor.starting import why_not_kernel
 
 needs_nginx = pytest.mark.skipif(
     not (shutil.which("nginx") or os.path.exists("/usr/sbin/nginx")), reason="needs nginx-light"

@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, TypeVar
 from weightstream import metrics
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.files.entries import Change, Entry, File, Folder, join
-from weightstream.cachefs.fuse.nodes import file_ino, folder_ino
+from weightstream.cachefs.fuse.kernel.nodes import file_ino, folder_ino
 from weightstream.cachefs.fuse.pythonaside import Aside
+from weightstream.cachefs.fuse.pythonreads import interrupted_question, read_unless
 from weightstream.cachefs.fuse.versions import HIDDEN, Shown, Versions
 from weightstream.errors import WeightstreamError
 
@@ -132,6 +133,7 @@ class PythonFuse(fuse.Fuse):  # type: ignore[misc]
         self._since_s = int(time.time())
         self._aside = Aside(directory)
         self.versions = Versions()
+        self.is_interrupted = interrupted_question()
 
     def changed(self, changes: Sequence[Change]) -> None:
         """Put aside what is open and was replaced; the tree says so."""
@@ -224,7 +226,9 @@ class PythonFuse(fuse.Fuse):  # type: ignore[misc]
         if data >= 0:
             found = os.pread(data, size, offset)
         else:
-            found = self._content.read_now(handle.file, Extent(offset, offset + size))
+            found = read_unless(
+                self.is_interrupted, self._content, handle.file, Extent(offset, offset + size)
+            )
         metrics.FUSE_READ_BYTES.labels("cached").inc(len(found))
         return found
 

@@ -1,4 +1,8 @@
-"""Peak memory of whole processes, imports included, at a model of 1 GiB."""
+"""Peak memory of whole processes, imports included, at a model of 1 GiB.
+
+Promised are 300 MiB beside the model or the budget, torch's libraries included; those are left out
+here, and 60 MiB of the promise with them (see `tests.kit.processes`).
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +15,7 @@ from tests.kit.s3 import S3Server
 MIB = 1 << 20
 MODEL_BYTES = 1 << 30
 BUDGET_BYTES = 256 * MIB
-SLACK_BYTES = 300 * MIB
+SLACK_BYTES = 240 * MIB
 
 pytestmark = pytest.mark.slow
 
@@ -52,10 +56,10 @@ def run(s3: S3Server, store: Path, code: str, *arguments: str, **env: str) -> Ou
 @pytest.mark.parametrize("write_back", ["on", "off"])
 def test_load(s3: S3Server, uri: str, tmp_path: Path, write_back: str) -> None:
     outcome = run(s3, tmp_path, LOAD, uri, WEIGHTSTREAM_WRITE_BACK=write_back)
-    assert outcome.peak_rss_bytes <= outcome.value + SLACK_BYTES
+    assert outcome.peak_own_bytes <= outcome.value + SLACK_BYTES
 
 
 @pytest.mark.parametrize("order", ["readiness", "natural"])
 def test_stream(s3: S3Server, uri: str, tmp_path: Path, order: str) -> None:
     cold = run(s3, tmp_path, STREAM, uri, order)
-    assert cold.peak_rss_bytes <= BUDGET_BYTES + SLACK_BYTES
+    assert cold.peak_own_bytes <= BUDGET_BYTES + SLACK_BYTES

@@ -1,7 +1,9 @@
 """Python snippets in fresh processes: results as JSON, peak memory, time limits, kill -9.
 
 A snippet calls `emit(value)` to say things; each becomes one JSON line on stdout, with the peak
-resident memory so far (VmHWM: unlike ru_maxrss it does not remember the parent from before exec).
+resident memory so far (VmHWM: unlike ru_maxrss it does not remember the parent from before exec),
+and without the pages of files that are mapped now: torch's libraries are 80 or 140 MiB of those, by
+how the page cache got hold of them, and a freshly installed one has more.
 """
 
 import json
@@ -27,8 +29,9 @@ PRELUDE = """
 import json, sys
 def emit(value=None):
     status = open("/proc/self/status").read()
-    peak = int(status.split("VmHWM:")[1].split()[0]) << 10
-    sys.stdout.write(json.dumps({"value": value, "peak_rss_bytes": peak}) + "\\n")
+    peak, files = (int(status.split(key)[1].split()[0]) << 10 for key in ("VmHWM:", "RssFile:"))
+    said = {"value": value, "peak_rss_bytes": peak, "peak_own_bytes": peak - files}
+    sys.stdout.write(json.dumps(said) + "\\n")
     sys.stdout.flush()
 """
 
@@ -42,6 +45,7 @@ class Outcome:
     stdout: str
     stderr: str
     peak_rss_bytes: int
+    peak_own_bytes: int
     wall_s: float
 
     @property
@@ -110,10 +114,13 @@ class Child:
             self.kill()
             raise AssertionError(f"no end within {timeout_s} s\n{_text(self._err)}") from None
         records = self._records()
-        peak = max((record["peak_rss_bytes"] for record in records), default=0)
+        peaks = [
+            max((record[key] for record in records), default=0)
+            for key in ("peak_rss_bytes", "peak_own_bytes")
+        ]
         values = tuple(record["value"] for record in records)
         wall_s = time.monotonic() - self._started_s
-        return Outcome(code, values, _text(self._out), _text(self._err), peak, wall_s)
+        return Outcome(code, values, _text(self._out), _text(self._err), *peaks, wall_s)
 
     def __enter__(self) -> Self:
         return self

@@ -28,6 +28,8 @@ class Held:
         self.file = file
         self.blob = file.blob
         self.stored = stored
+        self.is_placed = stored is not None
+        """A file that is not in the store gets its place there when it is first read."""
         self.chunk_bytes = stored.chunk_size if stored is not None else chunk_bytes
         self.order = order
         self.opens = 0

@@ -52,17 +52,34 @@ class Shelf:
         return len(self._helds)
 
     def hold(self, file: File) -> Held:
-        """Return the file's entry, made when it is first needed."""
+        """Return the entry of a file that is read, with its place in the store, made if need be."""
+        held = self._entry(file)
+        if not held.is_placed:
+            self._place(held, self._open(file.blob))
+        return held
+
+    def _entry(self, file: File) -> Held:
+        """Return a file's entry; the store is only looked at, nothing is made for a mere open."""
         held = self._helds.get(file.blob.id)
         if held is not None:
             return held
-        stored = self._open(file.blob)
+        stored = self.find(file.blob)
         with self._lock:
             made = Held(file, stored, self._chunk_bytes, self._order(file))
             held = self._helds.setdefault(file.blob.id, made)
         if held is not made:
             made.close()
+        elif stored is not None:
+            stored.touch()
         return held
+
+    def _place(self, held: Held, stored: StoredBlob | None) -> None:
+        with self._lock:
+            first = not held.is_placed
+            if first:
+                held.is_placed, held.stored = True, stored
+        if not first and stored is not None:
+            stored.close()  # another thread was faster
 
     def _order(self, file: File) -> AccessOrder:
         order = self._orders.get(file.folder)
@@ -86,7 +103,7 @@ class Shelf:
     def opened(self, file: File) -> None:
         """Count an open: the file is in use in the store until it is closed."""
         while True:
-            held = self.hold(file)
+            held = self._entry(file)
             with self._lock:
                 if self._helds.get(file.blob.id) is held:
                     held.opens += 1

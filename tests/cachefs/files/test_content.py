@@ -408,7 +408,9 @@ def test_an_open_waits_for_a_fill_that_is_about_to_end(make_scene: Callable[...,
     assert until(is_complete_once_opened)
 
 
-def test_threads_that_read_and_cancel_with_little_memory(make_scene: Callable[..., Scene]) -> None:
+def test_r4_threads_that_read_and_cancel_with_little_memory(
+    make_scene: Callable[..., Scene],
+) -> None:
     """Readers that come and go, memory for eight chunks, a slow and shaky origin: nobody hangs."""
     rng = random.Random(7)
 

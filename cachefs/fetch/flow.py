@@ -38,8 +38,8 @@ _SETTLE_S = 10.0
 _PATIENCE = 0.5
 """What a load may wait for the disk at its end, as a part of its time. On links that a disk can
 follow there is nothing to wait for; on an unshaped loopback, where it cannot, writing the backlog
-from where it lies took no longer than copying it away. At 0.05 a twentieth of it was lost, at 0.3
-one load in four left a few chunks out, and the next process fetched those again: 0.7 s, not 5 ms."""
+from where it lies took no longer than copying it away. At 0.05 a twentieth of it was lost; at 0.3
+one load in four left chunks out, and the next process fetched those again: 0.7 s, not 5 ms."""
 
 
 class Flow:

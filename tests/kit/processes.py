@@ -114,13 +114,11 @@ class Child:
             self.kill()
             raise AssertionError(f"no end within {timeout_s} s\n{_text(self._err)}") from None
         records = self._records()
-        peaks = [
-            max((record[key] for record in records), default=0)
-            for key in ("peak_rss_bytes", "peak_own_bytes")
-        ]
+        peak = max((record["peak_rss_bytes"] for record in records), default=0)
+        own = max((record["peak_own_bytes"] for record in records), default=0)
         values = tuple(record["value"] for record in records)
         wall_s = time.monotonic() - self._started_s
-        return Outcome(code, values, _text(self._out), _text(self._err), *peaks, wall_s)
+        return Outcome(code, values, _text(self._out), _text(self._err), peak, own, wall_s)
 
     def __enter__(self) -> Self:
         return self

@@ -43,17 +43,20 @@ def read_unless(
     return found
 
 
-def interrupted_question(maps: Path = Path("/proc/self/maps")) -> Callable[[], bool]:
-    """Return how to ask the libfuse that this process has loaded; it never is where there is none.
-
-    fuse-python brings a libfuse of its own, under a name that only the table of mappings knows.
-    """
-    path = next((line.split()[-1] for line in maps.read_text().splitlines() if _is_it(line)), "")
+def interrupted_question() -> Callable[[], bool]:
+    """Return how to ask whether the request of this thread was interrupted; for handlers only."""
+    path = loaded_libfuse()
     function = getattr(ctypes.CDLL(path), "fuse_interrupted", None) if path else None
     if function is None:
         return lambda: False
     return lambda: bool(function())
 
 
-def _is_it(line: str) -> bool:
-    return Path(line.split()[-1]).name.startswith("libfuse")
+def loaded_libfuse(maps: Path = Path("/proc/self/maps")) -> str:
+    """Return the path of the libfuse that this process has loaded; nothing where there is none.
+
+    fuse-python brings one of its own, under a name that only the table of mappings knows.
+    """
+    lines = (line.split(maxsplit=5) for line in maps.read_text().splitlines())
+    paths = (fields[5] for fields in lines if len(fields) == 6)
+    return next((path for path in paths if Path(path).name.startswith("libfuse")), "")

@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -16,7 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tests.kit.processes import SOURCE, run_python
+from tests.kit.faults import Stall, When
+from tests.kit.processes import SOURCE, run_python, start_python
 from tests.mount.conftest import Bucket, Mounted, errno_of, until
 
 pytestmark = [
@@ -245,6 +247,26 @@ def test_dead_server_is_replaced(bucket: Bucket) -> None:
     assert mounted.info()["restarts"] == 1
     assert mounted.umount().returncode == 0
     assert not mounted.is_mounted()
+
+
+_BLOCKED = """
+import mmap, os
+fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECT)  # in the page cache only SIGKILL is heard
+emit("go")
+os.preadv(fd, [mmap.mmap(-1, 4096)], 0)
+"""
+
+
+def test_signal_frees_a_blocked_reader(bucket: Bucket) -> None:
+    bucket.put("a.bin", OLD)
+    mounted = mount(bucket, deadline_s=40.0, stall_timeout_s=40.0, hedge="off")
+    bucket.proxy.add(When(key="a.bin", ranged=True, times=None), Stall(300.0))
+    with start_python(_BLOCKED, mounted.path / "a.bin", env=bucket.env) as reader:
+        reader.wait_for(lambda: bool(reader.values()))
+        assert until(lambda: mounted.gauges()["parked_reads"])
+        os.kill(reader.pid, signal.SIGINT)
+        assert reader.result(30).returncode != 0
+    assert until(lambda: not mounted.gauges()["parked_reads"])
 
 
 def test_origin_that_is_away_is_an_error_and_no_hang(bucket: Bucket) -> None:

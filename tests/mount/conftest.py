@@ -186,6 +186,13 @@ def why_no_mount() -> str:
     return ""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give these tests more time than others: each starts several processes, some wait a minute."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(300))
+
+
 @pytest.fixture
 def bucket(
     s3: S3Server, proxy: FaultProxy, store_settings: SettingsFactory, tmp_path: Path

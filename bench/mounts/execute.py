@@ -65,7 +65,8 @@ class MountBench:
 
     def _cell(self, cell: MountCell, site: Site) -> list[Sample]:
         samples: list[Sample] = []
-        for number in range(self.repeats * cell.rounds):
+        rounds = 1 if cell.is_counted else self.repeats * cell.rounds
+        for number in range(rounds):
             variants = chosen(cell.variants, samples) if number else cell.variants
             turn = number % len(variants)
             for variant in (*variants[turn:], *variants[:turn]):

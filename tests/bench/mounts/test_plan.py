@@ -41,7 +41,8 @@ def test_shaped_cell_needs_its_link() -> None:
 
 def test_quick_takes_the_first_setting_of_each_family() -> None:
     for cell, full in zip(mount_cells((plan.LINK,), quick=True), EVERY, strict=True):
-        firsts = {variant.family: variant for variant in reversed(full.variants)}
+        wanted = full.variants[:1] if cell.name == plan.HOLD else full.variants
+        firsts = {variant.family: variant for variant in reversed(wanted)}
         assert {variant.family: variant for variant in cell.variants} == firsts
         assert cell.rounds == 1
 

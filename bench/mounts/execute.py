@@ -5,6 +5,7 @@ it. The servers' CPU time and memory count as well as the readers'.
 """
 
 import itertools
+import math
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from weightstream.bench.jobs import Sample
 from weightstream.bench.links import LOOPBACK, Link, Net, connect
 from weightstream.bench.mounts.bucket import Bucket
 from weightstream.bench.mounts.peers import ACCESS_KEY, SECRET_KEY
-from weightstream.bench.mounts.plan import OURS, MountCell, Variant
+from weightstream.bench.mounts.plan import OURS, REPEATED, MountCell, Variant
 from weightstream.bench.mounts.sample import Site, Trial
 from weightstream.bench.mounts.sums import checksum
 from weightstream.bench.servers import Server, nginx
@@ -29,6 +30,7 @@ from weightstream.demo.processes import clean_environment
 from weightstream.errors import WeightstreamError
 
 _WARM_AT_LEAST = 0.99
+_RIVALS = 2  # the two fastest peers of the first round may change places
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class MountBench:
         samples: list[Sample] = []
         rounds = 1 if cell.is_counted else self.repeats * cell.rounds
         for number in range(rounds):
-            variants = chosen(cell.variants, samples) if number else cell.variants
+            variants = chosen(cell, samples) if number else cell.variants
             turn = number % len(variants)
             for variant in (*variants[turn:], *variants[:turn]):
                 found = self._sample(cell, variant, site, number)
@@ -85,7 +87,8 @@ class MountBench:
         try:
             os.sync()
             trial = Trial(site, cell, variant, scratch, blank, self.timeout_s)
-            return trial.run(check=variant.label == OURS or number == 0)
+            first = variant == next(v for v in cell.variants if v.family == variant.family)
+            return trial.run(check=_ours(variant) or (number == 0 and first))
         except (WeightstreamError, OSError) as error:
             return [replace(blank, error=str(error).strip().splitlines()[-1])]
         finally:
@@ -113,17 +116,24 @@ class MountBench:
             yield Site(self.bucket, self.work, net, server, _environment(server, net))
 
 
-def chosen(variants: Sequence[Variant], samples: Sequence[Sample]) -> tuple[Variant, ...]:
-    """Return the best variant of each family so far; none of a family that only failed."""
-    best: dict[str, tuple[float, Variant]] = {}
-    for variant in variants:
-        walls = [s.outcome.wall_s for s in samples if s.label == variant.label and s.outcome]
-        found = median(walls) if walls else float("inf")
-        if walls or variant.family == OURS:
-            best[variant.family] = min(
-                best.get(variant.family, (found, variant)), (found, variant), key=lambda x: x[0]
-            )
-    return tuple(variant for _, variant in best.values()) or tuple(variants)
+def chosen(cell: MountCell, samples: Sequence[Sample]) -> tuple[Variant, ...]:
+    """Return what later rounds repeat: each family that a target names, at its best setting."""
+    walls: dict[str, float] = {}
+    for variant in cell.variants:
+        found = [s.outcome.wall_s for s in samples if s.label == variant.label and s.outcome]
+        if found:
+            walls[variant.label] = median(found)
+    ordered = sorted(cell.variants, key=lambda variant: walls.get(variant.label, math.inf))
+    best = {variant.family: variant for variant in reversed(ordered)}
+    peers = [v for v in best.values() if v.family not in REPEATED and v.label in walls]
+    peers.sort(key=lambda variant: walls[variant.label])
+    kept = [v for v in best.values() if v.family in REPEATED and (v.label in walls or _ours(v))]
+    kept += peers[:_RIVALS] if cell.rivals else []
+    return tuple(variant for variant in cell.variants if variant in kept) or cell.variants
+
+
+def _ours(variant: Variant) -> bool:
+    return variant.family == OURS
 
 
 def _by_link(cells: Sequence[MountCell]) -> list[MountCell]:

@@ -47,18 +47,40 @@ def test_quick_takes_the_first_setting_of_each_family() -> None:
         assert cell.rounds == 1
 
 
-def test_later_rounds_repeat_the_best_setting_of_each_family() -> None:
-    slow, fast, only = (Variant(f"{f}, {n}", f, f) for f, n in (("a", 1), ("a", 2), ("b", 1)))
-    walls = ((slow, 3.0), (fast, 2.0), (only, 9.0))
-    samples = [Sample("c", variant.label, 0, outcome(wall)) for variant, wall in walls]
-    assert chosen((slow, fast, only), samples) == (fast, only)
+def cell_of(*variants: Variant, rivals: bool = True) -> MountCell:
+    return MountCell("c", "", "read", "whole", variants, rivals=rivals)
+
+
+def sample(variant: Variant, wall_s: float = 0.0) -> Sample:
+    return Sample("c", variant.label, 0, outcome(wall_s) if wall_s else None)
+
+
+def variant(family: str, setting: str = "x") -> Variant:
+    return Variant(f"{family}, {setting}", family, family)
+
+
+OURS, SLOW, FAST, OTHER, THIRD = (
+    Variant(plan.OURS, "weightstream", plan.OURS), variant("a", "slow"), variant("a", "fast"),
+    variant("b"), variant("c"),
+)  # fmt: skip
+VARIANTS = (OURS, SLOW, FAST, OTHER, THIRD)
+SAMPLES = [sample(v, wall) for v, wall in zip(VARIANTS, (1.0, 3.0, 2.0, 9.0, 8.0), strict=True)]
+
+
+def test_later_rounds_repeat_the_two_fastest_peers_at_their_best() -> None:
+    assert chosen(cell_of(*VARIANTS), SAMPLES) == (OURS, FAST, THIRD)
+
+
+def test_later_rounds_repeat_no_peer_that_nothing_is_compared_with() -> None:
+    cell = cell_of(*VARIANTS, rivals=False)
+    assert chosen(cell, SAMPLES) == (OURS,)
+    assert cell.passes_of(FAST) == 1
 
 
 def test_later_rounds_leave_out_what_only_failed_but_never_ours() -> None:
-    ours, bad, good = (Variant(f, f, f) for f in (plan.OURS, "bad", "good"))
-    samples = [
-        Sample("c", plan.OURS, 0, None, "no"),
-        Sample("c", "bad", 0, None, "no"),
-        Sample("c", "good", 0, outcome(1.0)),
-    ]
-    assert chosen((ours, bad, good), samples) == (ours, good)
+    samples = [sample(OURS), sample(OTHER), sample(THIRD, 8.0)]
+    assert chosen(cell_of(OURS, OTHER, THIRD), samples) == (OURS, THIRD)
+
+
+def test_cells_whose_best_peer_counts_repeat_it() -> None:
+    assert {cell.name for cell in EVERY if cell.rivals} == {plan.COLD, plan.TENSORS, plan.LIST}

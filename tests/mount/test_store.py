@@ -70,7 +70,8 @@ def test_r11_bytes_damaged_on_the_way_never_complete_a_file(bucket: Bucket) -> N
     digest = b64encode(checksums.crc64nvme(data).to_bytes(8, "big")).decode()
     path = f"/models/{bucket.prefix}/w.bin"
     bucket.proxy.checksums[path] = ("x-amz-checksum-crc64nvme", digest)
-    bucket.proxy.add(f.When(key="w.bin", ranged=True, covers=3 * MIB), f.Corrupt(3 * MIB))
+    every = f.When(key="w.bin", ranged=True, covers=3 * MIB, times=None)
+    bucket.proxy.add(every, f.Corrupt(3 * MIB))
     mounted = bucket.mount()
     (mounted.path / "w.bin").read_bytes()
     assert until(lambda: not mounted.gauges()["fills"])

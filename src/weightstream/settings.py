@@ -202,6 +202,35 @@ class Settings(BaseSettings):
         default_factory=_run_directory,
         description="Where this user's mounts are noted, and asked.",
     )
+    agent: Literal["auto", "off"] = Field(
+        "auto",
+        description="Ask this user's agent on this node for bytes, where one runs; `off` never.",
+    )
+    peers: str = Field(
+        "",
+        description="The agent's peers: `host:port,host:port`, `dns:name:port`, `file:/path` or "
+        "`tracker:http://host:port`; empty means none.",
+    )
+    peer_listen: str = Field(
+        "0.0.0.0:7470", description="Where the agent serves chunks to its peers, `address:port`."
+    )
+    peer_address: str = Field(
+        "", description="Where peers reach this agent, `host:port`; empty means its own address."
+    )
+    zone: str = Field(
+        "", description="The node's zone (rack, availability zone); peers in it are preferred."
+    )
+    cluster_secret_file: str = Field(
+        "",
+        description="File with the secret that members of the cluster share; peers prove by it who "
+        "they are, and the key of their encryption comes from it.",
+    )
+    peer_encryption: OnOff = Field(
+        "on", description="TLS between peers; off only where the network is trusted."
+    )
+    peer_window: Bytes = Field(
+        64 << 20, ge=1 << 20, description="Bytes in flight from all peers together."
+    )
     log_level: Level = Field(
         "WARNING", description="Least severe log record that the command line prints to stderr."
     )
@@ -377,6 +406,8 @@ _ARTICLES = {
     "on | off": "on or off",
     "auto | on | off": "auto, on or off",
     "auto | always": "auto or always",
+    "auto | off": "auto or off",
+    "text": "text",
     "auto | kernel | fuse-python": "auto, kernel or fuse-python",
     "DEBUG | INFO | WARNING | ERROR": "DEBUG, INFO, WARNING or ERROR",
 }
@@ -389,7 +420,12 @@ def _kind(name: str) -> str:
         return " | ".join(get_args(annotation))
     if annotation is int:
         return "count" if "concurrency" in name else "size"
-    names: dict[object, str] = {Path: "path", float: "seconds", bool: "true | false"}
+    names: dict[object, str] = {
+        Path: "path",
+        float: "seconds",
+        bool: "true | false",
+        str: "text",
+    }
     return names[annotation]
 
 

@@ -446,4 +446,4 @@ _DEFAULTS_OF_USER = {
 def _default_text(name: str) -> str:
     if name in _DEFAULTS_OF_USER:
         return _DEFAULTS_OF_USER[name]
-    return _text(name, Settings.model_fields[name].default)
+    return _text(name, Settings.model_fields[name].default) or "none"

@@ -43,6 +43,7 @@ class TwoProcesses(RuleBasedStateMachine):
         self.open: dict[int, StoredBlob] = {}
         self.locks: dict[int, int] = {}
         self.durable: set[int] = set()
+        self.damaged: set[int] = set()
         self.data: Path | None = None
 
     def teardown(self) -> None:
@@ -82,6 +83,8 @@ class TwoProcesses(RuleBasedStateMachine):
             return
         for i in sorted(wanted):
             if self.open[side].try_lock(i):
+                if self.open[side].state(i) == ChunkState.EMPTY:
+                    self.damaged.discard(i)
                 put(self.open[side], i)
                 assert self.open[side].state(i) in (ChunkState.FILLED, ChunkState.DURABLE)
                 self.open[side].unlock(i)
@@ -107,7 +110,8 @@ class TwoProcesses(RuleBasedStateMachine):
 
     def remember_durable(self, side: int) -> None:
         states = self.open[side].states()
-        self.durable |= {i for i in range(4) if states[i] == ChunkState.DURABLE}
+        durable = {i for i in range(4) if states[i] == ChunkState.DURABLE}
+        self.durable |= durable - self.damaged  # those are dropped as soon as they are hashed
 
     @rule(side=sides, i=chunks)
     def read(self, side: int, i: int) -> None:
@@ -131,6 +135,7 @@ class TwoProcesses(RuleBasedStateMachine):
         if self.data.exists():
             flip(self.data, at)
             self.durable.discard(at // CHUNK)
+            self.damaged.add(at // CHUNK)
 
     @precondition(lambda self: not self.open and self.data is not None)
     @rule()
@@ -144,6 +149,7 @@ class TwoProcesses(RuleBasedStateMachine):
         if self.data is not None and self.stores[side].remove(BLOB.uri):
             assert not self.open
             self.durable.clear()
+            self.damaged.clear()
 
     @rule(side=sides)
     def scrub(self, side: int) -> None:

@@ -190,6 +190,13 @@ class S3Origin:
         headers = {**access.headers, "x-amz-checksum-mode": "ENABLED"}
         return self._client.fetch(Request(url, "HEAD", headers, access.authorize(asked)), asked)
 
+    def plain_url(self, blob: Blob) -> str:
+        """Return the object's URL, unsigned: of use where the bucket is public."""
+        bucket, key = split(blob.uri)
+        asked = self._asked(blob.uri)
+        with translated(asked):
+            return str(self._reach(bucket, asked).url(key))
+
     def local_path(self, blob: Blob) -> Path | None:
         """Return nothing: objects lie elsewhere."""
         return None

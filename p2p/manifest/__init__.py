@@ -1,0 +1,6 @@
+"""Published models: the manifest of their chunks' hashes, and the torrent beside it."""
+
+from weightstream.p2p.manifest.manifest import Manifest, ManifestFile
+from weightstream.p2p.manifest.publish import PublishReport, publish
+
+__all__ = ["Manifest", "ManifestFile", "PublishReport", "publish"]

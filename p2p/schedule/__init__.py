@@ -3,5 +3,17 @@
 from weightstream.p2p.schedule.homes import Homes, standing
 from weightstream.p2p.schedule.pace import Pace, is_slow
 from weightstream.p2p.schedule.routes import ORIGIN, Route, View, route
+from weightstream.p2p.schedule.trees import ancestors, parent
 
-__all__ = ["ORIGIN", "Homes", "Pace", "Route", "View", "is_slow", "route", "standing"]
+__all__ = [
+    "ORIGIN",
+    "Homes",
+    "Pace",
+    "Route",
+    "View",
+    "ancestors",
+    "is_slow",
+    "parent",
+    "route",
+    "standing",
+]

@@ -6,7 +6,7 @@ striped homes finish in 1.09 of the bound, rendezvous hashing per chunk in 1.46,
 fall on 8 nodes unevenly.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from blake3 import blake3
@@ -39,6 +39,11 @@ class Homes:
         """Return all nodes as they stand in for each other at `chunk`: the home first."""
         place = self._place(chunk)
         return self.order[place:] + self.order[:place]
+
+    def ranked(self, chunk: int) -> Iterator[str]:
+        """Yield what `rank` returns, for a large crowd of which few are looked at."""
+        place, count = self._place(chunk), len(self.order)
+        return (self.order[(place + step) % count] for step in range(count))
 
     def own(self, node: str, n_chunks: int) -> tuple[int, ...]:
         """Return the chunks whose home is `node`, in file order."""

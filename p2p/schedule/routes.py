@@ -2,19 +2,24 @@
 
 A chunk that somebody has, or is receiving, is asked of one of those: its home before others, then
 spread over the holders of the own zone. A chunk that nobody has started is asked of its home, which
-reads it from the origin and passes it on as it arrives. Nodes that are down or slow are passed over
-by everybody alike, so all of them meet at the same stand-in and the origin is asked once.
+reads it from the origin and passes it on as it arrives; in a large crowd it is asked of a parent in
+the chunk's tree instead, which asks its own. Nodes that are down or slow are passed over by
+everybody alike, so all of them meet at the same stand-in and the origin is asked once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from blake3 import blake3
 
 from weightstream.p2p.schedule.homes import Homes
+from weightstream.p2p.schedule.trees import ancestors
 
 ORIGIN = ""
 """In a route: the origin itself."""
+
+_STAND_INS = 3
+"""How many of those that read a chunk when its home does not are asked before the origin is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,10 @@ class View:
     down: frozenset[str] = frozenset()
     slow: frozenset[str] = frozenset()
     zones: Mapping[str, str] = field(default_factory=dict)
+    """By node. Of nodes that are down too: trees are drawn over all of the crowd, or everybody
+    would have another parent each time that one dies."""
+    fan_out: int | None = None
+    """How many nodes ask one for the same chunk; None: all ask its home, a full mesh."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +44,10 @@ class Route:
     """Whom to ask for a chunk, the best first; `ORIGIN` stands for the node's own gate."""
 
     asks: tuple[str, ...]
+    relays: frozenset[str] = frozenset()
+    """Those of them that bring the chunk from their own parent when they lack it. All others but
+    the home are asked to stand in for it, or two nodes that take each other for the one who reads
+    it could wait for each other."""
 
     @property
     def is_own(self) -> bool:
@@ -44,18 +57,46 @@ class Route:
 
 def route(view: View, chunk: int) -> Route:
     """Return whom `view.me` asks for `chunk`. The origin is always the last resort."""
-    rank = view.homes.rank(chunk)
-    quick = [node for node in rank if node not in view.down and node not in view.slow]
     holders = view.holders.get(chunk, frozenset())
-    having = [node for node in quick if node in holders]
+    if view.fan_out is not None and len(view.homes.order) > view.fan_out + 1:
+        return _tree_route(view, chunk, holders, view.fan_out)
+    rank = view.homes.rank(chunk)
+    others = sorted(holders.difference(rank))  # they have it, but may not read the origin
+    quick = list(_quick(view, rank))
+    having = [n for n in (*quick, *_quick(view, others)) if n in holders and n != view.me]
     if having:
         first = _spread(view, chunk, having) if rank[0] not in having else [rank[0]]
         rest = [node for node in quick if node not in first and node != view.me]
         return Route((*first, *rest, ORIGIN))
     if not quick or quick[0] == view.me:
-        late = [node for node in rank if node in holders and node not in view.down]
-        return Route((ORIGIN, *late))
+        return Route((ORIGIN, *_late(view, holders)))
     return Route((*(node for node in quick if node != view.me), ORIGIN))
+
+
+def _tree_route(view: View, chunk: int, holders: frozenset[str], fan_out: int) -> Route:
+    having = [node for node in _quick(view, holders) if node != view.me]
+    if len(having) * fan_out >= len(view.homes.order):  # enough of them to be asked at random
+        return Route((*_spread(view, chunk, having)[: fan_out + _STAND_INS], ORIGIN))
+    stand_ins: list[str] = []
+    for node in _quick(view, view.homes.ranked(chunk)):
+        if node == view.me and not stand_ins:
+            near = _spread(view, chunk, having)
+            return Route((*near, ORIGIN) if near else (ORIGIN, *_late(view, holders)))
+        if node != view.me:
+            stand_ins.append(node)
+        if len(stand_ins) == _STAND_INS:
+            break
+    above = tuple(_quick(view, ancestors(view.homes, chunk, view.me, fan_out, view.zones)))
+    return Route((*dict.fromkeys((*above, *stand_ins)), ORIGIN), frozenset(above))
+
+
+def _quick(view: View, nodes: Iterable[str]) -> Iterator[str]:
+    return (node for node in nodes if node not in view.down and node not in view.slow)
+
+
+def _late(view: View, holders: frozenset[str]) -> Iterator[str]:
+    """Yield holders that are slow but up, for a node whose own gate may fail."""
+    return (n for n in sorted(holders) if n not in view.down and n != view.me)
 
 
 def _spread(view: View, chunk: int, nodes: list[str]) -> list[str]:

@@ -1,0 +1,109 @@
+"""Whom to ask in a large crowd: a tree per chunk, so that nobody is asked by everybody.
+
+In a full mesh a home gives its chunk to all others: with 1,000 nodes 1,000 connections, and the
+chunk waits for one uplink while 999 are idle. Here every chunk has a tree of bounded fan-out with
+its home at the root, and bytes are passed down while they arrive. The trees of `fan_out` chunks in
+turn have different inner nodes (as the stripes of SplitStream have), so every node passes on as
+much as it receives: inner in one of them, a leaf in the others.
+
+A zone has a tree of its own whose head asks across the border: a chunk enters a zone once.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from blake3 import blake3
+
+from weightstream.p2p.schedule.homes import Homes
+
+
+def parent(
+    homes: Homes, chunk: int, node: str, fan_out: int, zones: Mapping[str, str] | None = None
+) -> str | None:
+    """Return whom `node` asks for `chunk` when nobody is down; None for the home itself."""
+    return next(ancestors(homes, chunk, node, fan_out, zones), None)
+
+
+def ancestors(
+    homes: Homes, chunk: int, node: str, fan_out: int, zones: Mapping[str, str] | None = None
+) -> Iterator[str]:
+    """Yield who stands between `node` and the origin: its parent first, the home last."""
+    zone_of = tuple(zones.get(member, "") for member in homes.order) if zones else ()
+    layout = _layout(homes.order, zone_of)
+    home = homes.home(chunk)
+    seen = node
+    if node not in layout.place:
+        seen = layout.adopter(chunk, node, (zones or {}).get(node, ""))
+        yield seen
+    while seen != home:
+        seen = layout.above(chunk, seen, home, fan_out)
+        yield seen
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """The crowd by zone; zones in the order of their first node."""
+
+    zones: tuple[tuple[str, ...], ...]
+    names: tuple[str, ...]
+    place: Mapping[str, tuple[int, int]]
+    """By node: its zone, and its index there."""
+
+    def above(self, chunk: int, node: str, home: str, fan_out: int) -> str:
+        """Return the parent of a node that is not the home."""
+        zone, index = self.place[node]
+        home_zone, home_index = self.place[home]
+        root = home_index if zone == home_zone else None
+        position = self._position(chunk, zone, index, root, fan_out)
+        if position:
+            return self._node(chunk, zone, (position - 1) // fan_out, root, fan_out)
+        turn = (zone - home_zone) % len(self.zones)
+        upper = ((turn - 1) // fan_out + home_zone) % len(self.zones)
+        root = home_index if upper == home_zone else None
+        return self._node(chunk, upper, 0, root, fan_out)
+
+    def adopter(self, chunk: int, node: str, zone: str) -> str:
+        """Return whom a node that does not stand in the crowd asks: one of its zone, if any."""
+        nodes = self.zones[self.names.index(zone) if zone in self.names else 0]
+        digest = blake3(f"{node}|{chunk}".encode()).digest(length=8)
+        return nodes[int.from_bytes(digest, "big") % len(nodes)]
+
+    def _start(self, chunk: int, zone: int, fan_out: int) -> int:
+        """Return the index that the zone's tree of this chunk begins at."""
+        count = len(self.zones[zone])
+        arc = -(-count // fan_out)
+        return (chunk % fan_out * arc + chunk // fan_out) % count
+
+    def _position(self, chunk: int, zone: int, index: int, root: int | None, fan_out: int) -> int:
+        """Return a node's position in its zone's tree; `root` is moved to the front."""
+        count, start = len(self.zones[zone]), self._start(chunk, zone, fan_out)
+        position = (index - start) % count
+        if root is None:
+            return position
+        if index == root:
+            return 0
+        return position + (position < (root - start) % count)
+
+    def _node(self, chunk: int, zone: int, position: int, root: int | None, fan_out: int) -> str:
+        """Return the node at a position: the inverse of `_position`."""
+        nodes = self.zones[zone]
+        start = self._start(chunk, zone, fan_out)
+        if root is not None:
+            if position == 0:
+                return nodes[root]
+            position -= position <= (root - start) % len(nodes)
+        return nodes[(start + position) % len(nodes)]
+
+
+@lru_cache(maxsize=16)
+def _layout(order: tuple[str, ...], zone_of: tuple[str, ...]) -> _Layout:
+    by_zone: dict[str, list[str]] = {}
+    for node, zone in zip(order, zone_of or ("",) * len(order), strict=True):
+        by_zone.setdefault(zone, []).append(node)
+    place = {
+        node: (zone, index)
+        for zone, nodes in enumerate(by_zone.values())
+        for index, node in enumerate(nodes)
+    }
+    return _Layout(tuple(map(tuple, by_zone.values())), tuple(by_zone), place)

@@ -2,5 +2,14 @@
 
 from weightstream.p2p.manifest.manifest import Manifest, ManifestFile
 from weightstream.p2p.manifest.publish import PublishReport, publish
+from weightstream.p2p.manifest.verify import VerifyReport, WrongChunk, verify
 
-__all__ = ["Manifest", "ManifestFile", "PublishReport", "publish"]
+__all__ = [
+    "Manifest",
+    "ManifestFile",
+    "PublishReport",
+    "VerifyReport",
+    "WrongChunk",
+    "publish",
+    "verify",
+]

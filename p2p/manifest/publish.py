@@ -14,12 +14,18 @@ from weightstream.cachefs.origin import Origin, open_origin
 from weightstream.cachefs.origin.base import StorageOptions
 from weightstream.cachefs.origin.urls import shown
 from weightstream.cachefs.store import Store
-from weightstream.errors import NotFoundError, ObjectChangedError, UsageError
+from weightstream.errors import ObjectChangedError, UsageError
 from weightstream.p2p.manifest.hashing import HashingLanding
+from weightstream.p2p.manifest.listing import list_model
 from weightstream.p2p.manifest.manifest import Manifest, ManifestFile
 from weightstream.p2p.manifest.parse import MAX_FILES, check, encode, path_fault
-from weightstream.p2p.manifest.paths import FOLDER, MANIFEST_NAME, TORRENT_NAME, files_of
-from weightstream.p2p.manifest.reading import ProgressCallback, hash_files, reading_settings
+from weightstream.p2p.manifest.paths import FOLDER, MANIFEST_NAME, TORRENT_NAME
+from weightstream.p2p.manifest.reading import (
+    ProgressCallback,
+    landings_for,
+    read_all,
+    reading_settings,
+)
 from weightstream.p2p.manifest.signing import sign
 from weightstream.p2p.manifest.torrent import (
     LEAF_BYTES,
@@ -124,13 +130,7 @@ class _Model:
         self._origin.close()
 
     def _list(self) -> dict[str, Blob]:
-        listing = self._origin.list(self._asked)
-        if len(listing) == 1 and listing[0].uri == self._origin.uri:
-            raise UsageError(f"{self.uri} is one file; publish takes the folder of a model")
-        files = files_of(self._origin.uri, listing)
-        if not files:
-            raise NotFoundError(f"{self.uri}: no file is there")
-        return files
+        return list_model(self._origin, self._asked)
 
     def _refuse_odd(self) -> None:
         """Refuse what no manifest may hold, before anything is read."""
@@ -147,10 +147,8 @@ class _Model:
 
     def read(self, store: Store | None, progress: ProgressCallback | None) -> None:
         """Read and hash every file."""
-        blobs = list(self._files.values())
-        self._hashes, done = hash_files(
-            blobs, self._origin, store, self._settings, torrent=True, progress=progress
-        )
+        self._hashes = landings_for(list(self._files.values()), self._settings, torrent=True)
+        done = read_all(self._hashes, self._origin, store, self._settings, progress)
         self.bytes_by_source = done.bytes_by_source
 
     def check_unchanged(self) -> None:

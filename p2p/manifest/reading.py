@@ -24,28 +24,32 @@ def reading_settings(settings: Settings, chunk_size: int) -> Settings:
     return settings.model_copy(update={"chunk_size": chunk_size, "write_back": "off"})
 
 
-def hash_files(
-    blobs: Sequence[Blob],
+def landings_for(
+    blobs: Sequence[Blob], settings: Settings, *, torrent: bool
+) -> dict[Blob, HashingLanding]:
+    """Return what will hash each blob in chunks of `settings.chunk_size`."""
+    slabs, size = process_engine(settings).slabs, settings.chunk_size
+    return {blob: HashingLanding(blob, size, slabs, torrent=torrent) for blob in blobs}
+
+
+def read_all(
+    landings: Mapping[Blob, HashingLanding],
     origin: Origin,
     store: Store | None,
     settings: Settings,
-    *,
-    torrent: bool,
     progress: ProgressCallback | None = None,
-) -> tuple[dict[Blob, HashingLanding], Progress]:
-    """Return the hashes of the blobs, in chunks of `settings.chunk_size`, and what it took.
+) -> Progress:
+    """Read every byte into the landings; return what it took.
 
     `settings` are those of `reading_settings`. Raises `IntegrityError` when what arrived has not
-    the checksum that the origin keeps.
+    the checksum that the origin keeps; everything has landed then.
     """
     engine = process_engine(settings)
-    size = settings.chunk_size
-    landings = {blob: HashingLanding(blob, size, engine.slabs, torrent=torrent) for blob in blobs}
-    total = sum(blob.size for blob in blobs)
-    done = Progress(0, total)
-    for some, kept in _by_store({b: v for b, v in landings.items() if b.size}, store, size):
+    done = Progress(0, sum(blob.size for blob in landings))
+    filled = {blob: landing for blob, landing in landings.items() if blob.size}
+    for some, kept in _by_store(filled, store, settings.chunk_size):
         done = _read(some, origin, kept, engine, _told(progress, done))
-    return landings, done
+    return done
 
 
 def _by_store(

@@ -4,11 +4,12 @@ from typing import Annotated
 
 import typer
 
-from weightstream.cli import config, doctor, filling, loading, models, mounting
+from weightstream.cli import config, doctor, filling, loading, models, mounting, publishing
 from weightstream.cli.base import command
 
 LOADING = "Models"
 MOUNTS = "Mounts"
+PEERS = "Peers"
 STORE = "Store"
 MACHINE = "This machine"
 PROOF = "See for yourself"
@@ -47,6 +48,8 @@ command(app, MOUNTS)(mounting.mount)
 command(app, MOUNTS)(mounting.umount)
 command(app, MOUNTS)(mounting.mounts)
 command(app, MOUNTS)(mounting.refresh)
+command(app, PEERS)(publishing.publish)
+command(app, PEERS)(publishing.verify)
 command(app, STORE)(models.status)
 command(app, STORE)(models.pin)
 command(app, STORE)(models.unpin)

@@ -30,6 +30,7 @@ USAGE, BUG, CANCELLED, BROKEN_PIPE = 2, 70, 130, 141
 _EXTRA_OF = {
     "torch": "torch",
     "fuse": "fuse",
+    "cryptography": "p2p",
     "libtorrent": "p2p",
     "ray": "serve",
     "huggingface_hub": "hub",

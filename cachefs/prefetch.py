@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch import Engine, Flow, Lease, Priority, Progress, SlabPool, Wanted
 from weightstream.cachefs.fetch import process_engine as engine_of
-from weightstream.cachefs.origin import Origin, open_origin
+from weightstream.cachefs.fetch.source import Source
+from weightstream.cachefs.origin import open_origin
 from weightstream.cachefs.store import Store
 from weightstream.errors import StoreError, StoreFullError, UsageError
 from weightstream.settings import Settings, format_bytes
@@ -35,6 +36,8 @@ class PrefetchReport:
     unversioned: tuple[str, ...]
     """URIs of files whose origin names no version: they cannot be kept."""
     elapsed_s: float
+    bytes_reused: int = 0
+    """Copied from other models in the store beforehand, where somebody did so."""
 
 
 class SlabLanding:
@@ -59,11 +62,13 @@ def prefetch(
     store: Store,
     progress: ProgressCallback | None = None,
     storage_options: Mapping[str, object] | None = None,
+    source: Source | None = None,
 ) -> PrefetchReport:
     """Bring every file under `uri` into the store; return when all is durable there.
 
-    Asks the origin what there is, whatever the store remembers. Raises `StoreFullError` before it
-    fetches anything when the model cannot fit.
+    The bytes come from `source` where one is given (peers), else from the origin. Asks the origin
+    what there is, whatever the store remembers. Raises `StoreFullError` before it fetches anything
+    when the model cannot fit.
     """
     if settings.write_back == "off":
         raise UsageError("prefetch needs write_back=on")
@@ -75,7 +80,7 @@ def prefetch(
             raise UsageError(f"{uri} is on this machine already; loading reads it in place")
         store.save_listing(uri.rstrip("/"), listing)
         keepable = [blob for blob in listing if blob.version and blob.size]
-        job = _Prefetch(uri, origin, store, engine_of(settings), keepable, progress)
+        job = _Prefetch(uri, source or origin, store, engine_of(settings), keepable, progress)
         fetched = job.run(settings)
     finally:
         origin.close()
@@ -92,7 +97,7 @@ def prefetch(
 @dataclass(frozen=True, slots=True)
 class _Prefetch:
     uri: str
-    origin: Origin
+    source: Source
     store: Store
     engine: Engine
     blobs: Sequence[Blob]
@@ -141,13 +146,13 @@ class _Prefetch:
             Wanted(blob, landing, extents, Priority.BACKGROUND) for blob, extents in missing.items()
         ]
         here = sum(blob.size for blob in self.blobs) - _total(missing)
-        with self.engine.start(wanted, self.origin, self.store) as flow:
+        with self.engine.start(wanted, self.source, self.store) as flow:
             for one in wanted:
                 for extent in one.extents:
                     self._await(flow, one.blob, extent, here)
             flow.join()
             self._tell(flow, here)
-            return flow.progress().bytes_by_source.get(self.origin.name, 0)
+            return flow.progress().bytes_by_source.get(self.source.name, 0)
 
     def _await(self, flow: Flow, blob: Blob, extent: Extent, here: int) -> None:
         while True:

@@ -11,15 +11,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TypeAlias
 
+from weightstream.cachefs.agent.finding import find_agent
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.fetch import Engine, Flow, Wanted, process_engine
-from weightstream.cachefs.fetch.source import Transfer
+from weightstream.cachefs.fetch.source import Source, Transfer
 from weightstream.cachefs.origin.urls import shown
 from weightstream.errors import LoadCancelled, UsageError
 from weightstream.loader.stores import process_store
 from weightstream.settings import Settings
 
 if TYPE_CHECKING:
+    from weightstream.cachefs.agent.client import AgentSource
     from weightstream.cachefs.origin import Checksum, Origin
     from weightstream.cachefs.store import Store
 
@@ -78,6 +80,7 @@ class Session:
         text = os.fspath(uri)
         # A signed URL's secrets are for the origin alone: everything else shows and stores `uri`.
         self.origin = LazyOrigin(text if _is_web(text) else self.uri, settings, options)
+        self._agent: AgentSource | None = None
         self._flows: list[Flow] = []
         self._lock = threading.Lock()
         self._cancelled = False
@@ -103,10 +106,20 @@ class Session:
         """Return the engine of this process."""
         return process_engine(self.settings)
 
+    @property
+    def source(self) -> Source:
+        """Return where bytes come from: the node's agent, where one runs, else the origin."""
+        with self._lock:
+            if self._agent is None and not self.is_local and find_agent(self.settings):
+                from weightstream.cachefs.agent.client import AgentSource
+
+                self._agent = AgentSource(self.origin, self.uri, self.settings)
+            return self._agent or self.origin
+
     def start(self, wanted: Sequence[Wanted]) -> Flow:
         """Begin to fetch; the session closes the flow if nobody else does."""
         self.check()
-        flow = self.engine.start(wanted, self.origin, self.store)
+        flow = self.engine.start(wanted, self.source, self.store)
         with self._lock:
             self._flows = [one for one in self._flows if not one.stopping] + [flow]
         self.check()
@@ -128,6 +141,8 @@ class Session:
         """End what is left; when it returns, no thread touches the load's memory."""
         if not self.is_inherited:
             self._close_flows()
+            if self._agent is not None:
+                self._agent.close()
             self.origin.close()
 
     def _close_flows(self) -> None:

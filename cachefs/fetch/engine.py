@@ -24,8 +24,9 @@ from weightstream.cachefs.fetch.hedge import lags, most
 from weightstream.cachefs.fetch.job import Job
 from weightstream.cachefs.fetch.landing import Wanted
 from weightstream.cachefs.fetch.piece import Part
+from weightstream.cachefs.fetch.plans import tell
 from weightstream.cachefs.fetch.slabs import SlabPool
-from weightstream.cachefs.fetch.source import Source
+from weightstream.cachefs.fetch.source import Plans, Source
 from weightstream.cachefs.store import Store, StoredBlob
 from weightstream.cachefs.store.write_back import WriteBack
 from weightstream.errors import StoreError
@@ -72,6 +73,8 @@ class Engine:
                 self._watching = True
                 threading.Thread(target=self._watch, daemon=True, name="weightstream-watch").start()
         self._kick()
+        if isinstance(source, Plans):
+            tell(source, parts, flow)
         return flow
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ from weightstream.cachefs.fetch.landing import HoldsBack, Lease, Priority
 from weightstream.cachefs.fetch.memory import populate
 from weightstream.cachefs.fetch.piece import Part, Stage
 from weightstream.cachefs.fetch.progress import Meter, Progress
-from weightstream.cachefs.fetch.source import Source
+from weightstream.cachefs.fetch.source import Plan, Source
 from weightstream.cachefs.store import Store
 from weightstream.cachefs.store.write_back import WriteBack
 from weightstream.errors import (
@@ -78,6 +78,7 @@ class Flow:
         self.job_seconds: list[float] = []
         self.stopping = False
         self._parted = False
+        self._plan: Plan | None = None
         self._process = os.getpid()
         self.throttled = False
         self.quiet_until_s = 0.0
@@ -139,9 +140,12 @@ class Flow:
         with self._lock:
             self.stopping = True
             jobs = list(self.jobs)
+            plan, self._plan = self._plan, None
         for job in jobs:
             job.cancel()
         self._kick()
+        if plan is not None:
+            plan.close()
         with self._changed:
             while self.jobs:
                 self._changed.wait()
@@ -240,6 +244,14 @@ class Flow:
         if isinstance(error, ThrottledError):
             self.throttled = True
             self.quiet_until_s = max(self.quiet_until_s, time.monotonic() + wait_s)
+
+    def planned(self, plan: Plan) -> None:
+        """Hear that the source was told what is wanted; the plan ends with the flow."""
+        with self._lock:
+            late = self.stopping
+            self._plan = None if late else plan
+        if late:
+            plan.close()
 
     def hedged(self) -> None:
         """Count a hedge."""

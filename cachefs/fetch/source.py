@@ -1,9 +1,9 @@
 """The small protocol behind which every source of bytes stands: origin, store, peer."""
 
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
-from weightstream.cachefs.blob import Blob
+from weightstream.cachefs.blob import Blob, Extent
 
 
 class Transfer(Protocol):
@@ -39,4 +39,21 @@ class Source(Protocol):
         `advance` reached. Raises an `OriginError` whose `transient` says whether to try again.
         Every wait inside is bounded. Thread-safe.
         """
+        ...
+
+
+class Plan(Protocol):
+    """What a source was told about the future of one flow."""
+
+    def close(self) -> None:
+        """Say that the flow has ended."""
+        ...
+
+
+@runtime_checkable
+class Plans(Protocol):
+    """A source that wants to know what a flow is going to ask for, to begin with it by itself."""
+
+    def plan(self, wanted: Sequence[tuple[Blob, tuple[Extent, ...]]]) -> Plan:
+        """Begin with these extents, until the plan is closed. May wait; raises nothing."""
         ...

@@ -1,7 +1,7 @@
 """Every metric, in one place: name, unit, labels. Served by whoever has an HTTP server.
 
-Names follow the folders: fetch, write_back, store, files, fuse. All are stable unless the help says
-otherwise.
+Names follow the folders: fetch, write_back, store, files, fuse, peer, agent. All are stable
+unless the help says otherwise.
 """
 
 from prometheus_client import REGISTRY, Counter, Gauge
@@ -40,6 +40,32 @@ FUSE_OPENS = Counter(
 )
 FUSE_SWITCHES = Counter(
     "weightstream_fuse_switches_total", "Files that completed after somebody had looked at them."
+)
+
+PEER_BYTES = Counter(
+    "weightstream_peer_bytes_total",
+    "Bytes of chunks of the exchange: received from peers, sent to them, read from the origin.",
+    ["way"],
+)
+PEER_FAILURES = Counter(
+    "weightstream_peer_failures_total",
+    "Answers of peers that did not come, broke off, or were not what their hash says.",
+    ["cause"],
+)
+
+AGENT_BYTES = Counter("weightstream_agent_bytes_total", "Bytes given to clients on this node.")
+AGENT_RANGES = Counter("weightstream_agent_ranges_total", "Ranges that clients asked for.")
+AGENT_CLIENTS = Gauge("weightstream_agent_connections", "Connections of clients.")
+AGENT_FAILURES = Counter(
+    "weightstream_agent_failures_total",
+    "In a client: times that it gave the agent up for a while, dead, frozen or unable to read.",
+)
+AGENT_FALLBACK_BYTES = Counter(
+    "weightstream_agent_fallback_bytes_total",
+    "In a client: bytes of ranges left to the origin, because no agent gave them.",
+)
+AGENT_PREFETCHES = Counter(
+    "weightstream_agent_prefetches_total", "Prefetches that ended, by outcome.", ["outcome"]
 )
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from weightstream.cli import config, doctor, filling, loading, models, mounting, publishing
+from weightstream.cli import agents, config, doctor, filling, loading, models, mounting, publishing
 from weightstream.cli.base import command
 
 LOADING = "Models"
@@ -50,6 +50,7 @@ command(app, MOUNTS)(mounting.mounts)
 command(app, MOUNTS)(mounting.refresh)
 command(app, PEERS)(publishing.publish)
 command(app, PEERS)(publishing.verify)
+command(app, PEERS)(agents.agent)
 command(app, STORE)(models.status)
 command(app, STORE)(models.pin)
 command(app, STORE)(models.unpin)

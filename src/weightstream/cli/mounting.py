@@ -105,7 +105,7 @@ def mount(
     if directory is None:
         raise UsageError("Missing argument 'DIRECTORY'.")
     settings = cli.settings_with({} if driver is None else {"driver": driver.value})
-    job = _job(settings, origin, directory, allow_other, foreground)
+    job = job_of(settings, origin, directory, allow_other, foreground)
     from weightstream.cachefs.fuse.supervisor import launching
 
     if foreground:
@@ -115,9 +115,14 @@ def mount(
     cli.emit(report, _mounted(report))
 
 
-def _job(
-    settings: "Settings", origin: str, directory: str, allow_other: bool, foreground: bool
+def job_of(
+    settings: "Settings",
+    origin: str,
+    directory: str,
+    allow_other: bool,
+    foreground: bool = False,
 ) -> "Job":
+    """Return what a supervisor is to do, once all that can be checked here is."""
     from weightstream.cachefs.fuse.mounts import MountSpec
     from weightstream.cachefs.fuse.supervisor.handover import Job
     from weightstream.cachefs.fuse.supervisor.launching import prepare_log

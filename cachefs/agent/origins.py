@@ -1,0 +1,76 @@
+"""The origins that an agent may read: those that it was configured with or asked for.
+
+A blob is read only from an origin whose root it lies under, so a peer that names any other URI is
+refused: a node does not become its neighbour's way to buckets that nobody here uses.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from weightstream.cachefs.blob import Blob
+from weightstream.cachefs.origin import Origin, open_origin
+from weightstream.cachefs.store.info import is_under
+from weightstream.errors import UsageError
+from weightstream.settings import Settings
+
+_MOST_ASKED = 256
+_MOST_NAMES = 1024
+
+
+class Origins:
+    """Opened origins by root. Thread-safe."""
+
+    def __init__(self, settings: Settings, roots: Iterable[str] = ()) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        opened = [self._open(root) for root in roots]
+        self._configured = {origin.uri: origin for origin in opened}
+        self._asked: OrderedDict[str, Origin] = OrderedDict()
+        self._names: dict[str, str] = {}
+        """Roots as they were asked for, `s3a://` among them, and as their origin has them."""
+
+    def source_for(self, blob: Blob) -> Origin | None:
+        """Return the origin with the longest root above the blob; None when there is none."""
+        with self._lock:
+            known = {**self._asked, **self._configured}
+            found = [root for root in known if is_under(blob.uri, root)]
+            if not found:
+                return None
+            longest = max(found, key=len)
+            if longest in self._asked:
+                self._asked.move_to_end(longest)
+            return known[longest]
+
+    def admit(self, root: str) -> None:
+        """Allow what a client on this node reads; raises `UsageError` for what is none."""
+        with self._lock:
+            if self._names.get(root) in (known := {**self._configured, **self._asked}):
+                return
+        origin = self._open(root)
+        with self._lock:
+            if len(self._names) >= _MOST_NAMES:
+                self._names.clear()
+            self._names[root] = origin.uri
+            if origin.uri not in known:
+                self._asked.setdefault(origin.uri, origin)
+            while len(self._asked) > _MOST_ASKED:
+                _, oldest = self._asked.popitem(last=False)
+                oldest.close()  # transfers that run are not touched
+
+    def roots(self) -> tuple[str, ...]:
+        """Return every root, those of the configuration first."""
+        with self._lock:
+            return (*self._configured, *self._asked)
+
+    def close(self) -> None:
+        """Close all."""
+        with self._lock:
+            for origin in (*self._configured.values(), *self._asked.values()):
+                origin.close()
+
+    def _open(self, root: str) -> Origin:
+        origin = open_origin(root, self._settings)
+        if "://" not in origin.uri or origin.uri.startswith("file://"):
+            raise UsageError(f"{root} is on this machine already: it needs no agent")
+        return origin

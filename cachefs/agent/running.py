@@ -1,0 +1,53 @@
+"""One run of the agent: what it opens, in which order, and how it ends."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from weightstream import __version__
+from weightstream.cachefs.agent.node import Agent, PeeringOf
+from weightstream.cachefs.agent.process import Lock, Signals, close_within, forget_sockets
+from weightstream.cachefs.fuse.mounts import RunDirectory
+from weightstream.cachefs.fuse.supervisor import systemd
+from weightstream.log import get_logger
+from weightstream.settings import Settings
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What the command line asks of an agent."""
+
+    roots: tuple[str, ...] = ()
+    """Origins that it may read for peers, whatever clients ask for."""
+    directories: tuple[str, ...] = ()
+    """Where `mount` mounts: the agent is ready when those are there."""
+    api: tuple[str, int] | None = None
+    token: str = ""
+
+
+def run(
+    settings: Settings,
+    orders: Orders,
+    peering_of: PeeringOf,
+    mount: Callable[[], None],
+    tell: Callable[[str], None],
+) -> int:
+    """Run until SIGTERM or SIGINT; return the exit code. To be called on the main thread."""
+    RunDirectory(settings.run_directory).prepare()
+    lock = Lock(settings.run_directory)
+    signals = Signals()
+    agent = Agent(settings, orders.roots, peering_of)
+    try:
+        mount()
+        systemd.notify("READY=1", f"STATUS=serving from {settings.run_directory}")
+        tell(f"agent {__version__} is ready in {settings.run_directory}")
+        name = signals.wait()
+        log.info("%s: ending", name)
+        systemd.notify("STOPPING=1")
+    finally:
+        forget_sockets(settings.run_directory)
+        if not close_within([agent.close]):
+            log.warning("not everything ended in time")
+        lock.release()
+    return 0

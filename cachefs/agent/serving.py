@@ -1,0 +1,284 @@
+"""One client of the agent: its requests, one after the other.
+
+The thread of a connection reads a range from the agent's source into a slot of the arena and says
+how far it is. A slot is the client's until it says that it has copied the bytes, or is gone.
+"""
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+from weightstream import metrics
+from weightstream.cachefs.agent import wire
+from weightstream.cachefs.agent.arena import Arena, Slot
+from weightstream.cachefs.blob import Blob, Extent
+from weightstream.cachefs.fetch.memory import allocate
+from weightstream.cachefs.fetch.source import Plan, Source
+from weightstream.cachefs.origin.receive import set_kernel_timeouts
+from weightstream.errors import LoadCancelled, WeightstreamError
+from weightstream.log import mask_secrets
+
+log = logging.getLogger(__name__)
+
+_IDLE_S = 60.0  # a client that asks nothing; its next request opens a connection anew
+_MESSAGE_S = 10.0  # the rest of a message, an answer that nobody reads, a slot that is not freed
+_SLOT_S = 0.7 * wire.SILENCE_S  # afterwards the client reads by itself
+_INLINE_BYTES = 1 << 20
+_ASKED_BYTES = 64 << 10
+
+
+class Reads(Protocol):
+    """Whom connections ask: the agent."""
+
+    def source_of(self, root: str, blob: Blob) -> Source:
+        """Return where to read a blob that lies under `root`; raises `UsageError`."""
+        ...
+
+    def plan(self, root: str, wanted: Sequence[tuple[Blob, tuple[Extent, ...]]]) -> Plan:
+        """Hear what a client is going to read."""
+        ...
+
+
+class Relay:
+    """The `Transfer` of one range: passes on how far it is, and that nobody wants it any more."""
+
+    def __init__(self, send: Callable[[int], None], urgent: bool) -> None:
+        self.urgent = urgent
+        self._send = send
+        self._lock = threading.Lock()
+        self._callback: Callable[[], None] | None = None
+        self._cancelled = False
+
+    def advance(self, count: int) -> None:
+        """See `Transfer.advance`."""
+        if self._cancelled:
+            raise LoadCancelled("the client is gone")
+        try:
+            self._send(count)
+        except OSError as error:
+            raise LoadCancelled(f"the client is gone: {error}") from error
+
+    def on_cancel(self, callback: Callable[[], None] | None) -> None:
+        """See `Transfer.on_cancel`."""
+        with self._lock:
+            self._callback = callback
+            now = self._cancelled
+        if now and callback is not None:
+            callback()
+
+    def cancel(self) -> None:
+        """Unblock the reading thread."""
+        with self._lock:
+            self._cancelled = True
+            callback = self._callback
+        if callback is not None:
+            callback()
+
+
+class Connection:
+    """One connection; `run` it on a thread of its own. The other methods are for any thread."""
+
+    def __init__(self, sock: socket.socket, arena: Arena | None, reads: Reads) -> None:
+        self._sock = sock
+        self._arena = arena
+        self._reads = reads
+        self._lock = threading.Lock()
+        self._relay: Relay | None = None
+        self._inline: memoryview | None = None
+        self._sends = threading.Lock()
+
+    def run(self) -> None:
+        """Serve until the client is gone, is silent for long, or breaks the protocol."""
+        set_kernel_timeouts(self._sock, _MESSAGE_S)
+        try:
+            self._greet()
+            while self._is_asked():
+                self._serve(wire.receive_head(self._sock))
+        except OSError as error:
+            log.debug("a client's connection ends: %s", error)
+        except WeightstreamError as error:
+            log.debug("a client is not served: %s", error)
+
+    def beat(self) -> None:
+        """Say that the range goes on, where one does; end it where nobody hears that."""
+        relay = self._relay
+        if relay is None or not self._sends.acquire(blocking=False):
+            return
+        try:
+            self._sock.send(wire.FRAME.pack(wire.BEAT, 0), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return  # it has enough to read
+        except OSError:
+            relay.cancel()
+        finally:
+            self._sends.release()
+
+    def cancel(self) -> None:
+        """End what runs, and the connection."""
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        relay = self._relay
+        if relay is not None:
+            relay.cancel()
+
+    def close(self) -> None:
+        """Close the socket; the connection's thread has ended."""
+        self._sock.close()
+
+    def _greet(self) -> None:
+        hello = wire.receive_head(self._sock, _ASKED_BYTES)
+        if hello.get("op") != "hello" or hello.get("version") != wire.VERSION:
+            raise wire.WireError(f"a client of another protocol: {str(hello)[:80]}")
+        arena = self._arena if hello.get("shares") else None
+        self._arena = arena
+        longest = arena.slot_bytes if arena is not None else _INLINE_BYTES
+        answer = {"version": wire.VERSION, "pid": os.getpid(), "longest": longest}
+        wire.send_head(self._sock, answer, arena.descriptor if arena is not None else -1)
+
+    def _is_asked(self) -> bool:
+        """Wait for the next request; False when none comes."""
+        set_kernel_timeouts(self._sock, _IDLE_S)
+        try:
+            asked = bool(self._sock.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return False
+        set_kernel_timeouts(self._sock, _MESSAGE_S)
+        return asked
+
+    def _serve(self, request: dict[str, Any]) -> None:
+        match request.get("op"):
+            case "read":
+                self._read(request)
+            case "plan":
+                self._plan(request)
+            case other:
+                raise wire.WireError(f"no request: {str(other)[:80]}")
+
+    # Ranges
+
+    def _read(self, request: dict[str, Any]) -> None:
+        blob = wire.blob_of(request)
+        extent = wire.extent_of(request.get("range"), blob)
+        longest = self._arena.slot_bytes if self._arena is not None else _INLINE_BYTES
+        if len(extent) > longest:
+            raise wire.WireError(f"a range of {len(extent)} bytes")
+        try:
+            source = self._reads.source_of(wire.text_of(request, "root"), blob)
+        except WeightstreamError as error:
+            self._refuse(error)
+            return
+        urgent = request.get("urgent") is True
+        if self._arena is None:
+            self._read_inline(source, blob, extent, urgent)
+            return
+        slot = self._arena.take(_SLOT_S)
+        if slot is None:
+            wire.send_head(self._sock, {"busy": True})
+            return
+        try:
+            self._read_shared(source, blob, extent, urgent, slot)
+        finally:
+            slot.release()
+
+    def _read_shared(
+        self, source: Source, blob: Blob, extent: Extent, urgent: bool, slot: Slot
+    ) -> None:
+        def send(count: int) -> None:
+            metrics.AGENT_BYTES.inc(count)
+            with self._sends:
+                self._sock.sendall(wire.FRAME.pack(wire.BYTES, count))
+
+        wire.send_head(self._sock, {"offset": slot.offset})
+        self._fill(source, blob, extent.start, slot.view[: len(extent)], Relay(send, urgent))
+        if self._sock.recv(1) != wire.FREE:
+            raise wire.WireError("the client is gone")
+
+    def _read_inline(self, source: Source, blob: Blob, extent: Extent, urgent: bool) -> None:
+        if self._inline is None:
+            self._inline = memoryview(allocate(_INLINE_BYTES))
+        view, sent = self._inline[: len(extent)], 0
+
+        def send(count: int) -> None:
+            nonlocal sent
+            metrics.AGENT_BYTES.inc(count)
+            with self._sends:
+                self._sock.sendall(wire.FRAME.pack(wire.BYTES, count))
+                self._sock.sendall(view[sent : sent + count])
+            sent += count
+
+        wire.send_head(self._sock, {"inline": True})
+        self._fill(source, blob, extent.start, view, Relay(send, urgent))
+
+    def _fill(self, source: Source, blob: Blob, start: int, view: memoryview, relay: Relay) -> None:
+        self._relay = relay
+        metrics.AGENT_RANGES.inc()
+        try:
+            source.read_into(blob, start, view, relay)
+        except LoadCancelled:
+            raise
+        except WeightstreamError as error:
+            self._say_failed(error)
+        except Exception as error:  # a bug: the client reads on by itself
+            log.exception("unexpected, reading %s", blob.uri)
+            self._say_failed(error)
+        else:
+            with self._sends:
+                self._sock.sendall(wire.FRAME.pack(wire.END, 0))
+        finally:
+            self._relay = None
+
+    def _say_failed(self, error: Exception) -> None:
+        text = _shown(error).encode()[:_ASKED_BYTES]
+        with self._sends:
+            self._sock.sendall(wire.FRAME.pack(wire.FAILED, len(text)) + text)
+
+    def _refuse(self, error: WeightstreamError) -> None:
+        wire.send_head(self._sock, {"error": _shown(error)})
+
+    # Plans
+
+    def _plan(self, request: dict[str, Any]) -> None:
+        """Hold a plan until the client closes the connection."""
+        root = wire.text_of(request, "root")
+        wanted = _wanted(request.get("wanted"))
+        try:
+            plan = self._reads.plan(root, wanted)
+        except WeightstreamError as error:
+            self._refuse(error)
+            return
+        try:
+            wire.send_head(self._sock, {"planned": True})
+            while self._is_silent():
+                pass
+        finally:
+            plan.close()
+        raise wire.WireError("the plan has ended")
+
+    def _is_silent(self) -> bool:
+        """Wait a while; False when the client says something or is gone."""
+        try:
+            self._sock.recv(1)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def _wanted(values: Any) -> list[tuple[Blob, tuple[Extent, ...]]]:
+    if not isinstance(values, list):
+        raise wire.WireError("no plan")
+    wanted = []
+    for one in values:
+        if not isinstance(one, dict) or not isinstance(one.get("extents"), list):
+            raise wire.WireError("no plan")
+        blob = wire.blob_of(one)
+        wanted.append((blob, tuple(wire.extent_of(extent, blob) for extent in one["extents"])))
+    return wanted
+
+
+def _shown(error: Exception) -> str:
+    text = str(error) if isinstance(error, WeightstreamError) else f"internal error: {error!r}"
+    return mask_secrets(" ".join(text.split()))

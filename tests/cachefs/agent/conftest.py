@@ -1,0 +1,87 @@
+"""An agent in a process of its own, in front of a model on a real S3 server."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.conftest import SettingsFactory
+from tests.e2e.conftest import Scene, scene
+from tests.kit.processes import Child
+from tests.kit.s3 import SECRET_KEY
+
+__all__ = ["scene"]
+
+
+class AgentProcess:
+    """`weightstream agent`; a context manager."""
+
+    def __init__(self, env: dict[str, str], *arguments: str) -> None:
+        command = [sys.executable, "-m", "weightstream.cli", "agent", *arguments]
+        self.child = Child(command, env)
+        self.pid = self.child.pid
+
+    def wait_ready(self) -> "AgentProcess":
+        self.child.wait_for(lambda: "is ready in" in self.said())
+        return self
+
+    def said(self) -> str:
+        self.child._err.seek(0)
+        return self.child._err.read().decode()
+
+    def kill(self) -> None:
+        """Kill -9."""
+        self.child.kill()
+
+    def terminate(self) -> int:
+        """SIGTERM; return the exit code."""
+        os.kill(self.pid, signal.SIGTERM)
+        outcome = self.child.result(10)
+        assert "Traceback" not in outcome.stderr, outcome.stderr
+        assert SECRET_KEY not in outcome.stderr + outcome.stdout
+        return outcome.returncode
+
+    def __enter__(self) -> "AgentProcess":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.child.__exit__(None, None, None)
+
+
+@pytest.fixture
+def run_directory(tmp_path: Path) -> Path:
+    path = tmp_path / "run"
+    path.mkdir(mode=0o700)
+    return path
+
+
+@pytest.fixture
+def store_settings(store_settings: SettingsFactory, run_directory: Path) -> SettingsFactory:
+    """Settings of a node that may have an agent."""
+    return lambda **overrides: store_settings(**{"run_directory": run_directory, **overrides})
+
+
+@pytest.fixture
+def start_agent(scene: Scene) -> Iterator[Callable[..., AgentProcess]]:
+    """Start the agent of the scene's node."""
+    started: list[AgentProcess] = []
+
+    def start(*arguments: str) -> AgentProcess:
+        agent = AgentProcess(scene.env, *arguments)
+        started.append(agent)
+        return agent.wait_ready()
+
+    yield start
+    for one in started:
+        one.__exit__()
+
+
+def eventually(happened: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Wait until something is so."""
+    until_s = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < until_s, "did not happen"
+        time.sleep(0.01)

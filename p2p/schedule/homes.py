@@ -37,13 +37,19 @@ class Homes:
 
     def rank(self, chunk: int) -> tuple[str, ...]:
         """Return all nodes as they stand in for each other at `chunk`: the home first."""
-        place = self._place(chunk)
-        return self.order[place:] + self.order[:place]
+        return tuple(self.ranked(chunk))
 
     def ranked(self, chunk: int) -> Iterator[str]:
-        """Yield what `rank` returns, for a large crowd of which few are looked at."""
-        place, count = self._place(chunk), len(self.order)
-        return (self.order[(place + step) % count] for step in range(count))
+        """Yield what `rank` returns, for a large crowd of which few are looked at.
+
+        Those who come after a home change from stripe to stripe: all of its chunks together would
+        be too much for one.
+        """
+        count, place = len(self.order), self._place(chunk)
+        yield self.order[place]
+        turn = chunk // count
+        for step in range(count - 1):
+            yield self.order[(place + 1 + (turn + step) % (count - 1)) % count]
 
     def own(self, node: str, n_chunks: int) -> tuple[int, ...]:
         """Return the chunks whose home is `node`, in file order."""

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_LEAST_S = 2.0
+_LEAST_S = 1.0
 _FACTOR = 4.0
 
 
@@ -28,7 +28,7 @@ class Pace:
 def is_slow(paces: Mapping[str, Pace], node: str) -> bool:
     """Say whether `node` gives less than a quarter of what its peers give in the median.
 
-    Nobody is judged before two seconds of asking, or without two others to compare with: with one
+    Nobody is judged before a second of sending, or without two others to compare with: with one
     other it may be that one's luck.
     """
     pace = paces.get(node)

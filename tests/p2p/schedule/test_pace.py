@@ -17,12 +17,12 @@ def test_waiting_in_vain_counts() -> None:
 
 
 def test_a_quarter_is_not_slow_yet() -> None:
-    paces = {"a": Pace(8 * MIB, 1.0), "b": Pace(8 * MIB, 1.0), "c": Pace(2 * MIB, 1.0)}
+    paces = {"a": Pace(8 * MIB, 4.0), "b": Pace(8 * MIB, 4.0), "c": Pace(2 * MIB, 4.0)}
     assert not is_slow(paces, "c")
 
 
 def test_nobody_is_judged_within_a_second() -> None:
-    paces = {"a": Pace(10 * MIB, 2.0), "b": Pace(9 * MIB, 2.0), "c": Pace(0, 0.9)}
+    paces = {"a": Pace(10 * MIB, 4.0), "b": Pace(9 * MIB, 4.0), "c": Pace(0, 0.9)}
     assert not is_slow(paces, "c")
 
 

@@ -1,0 +1,357 @@
+"""The nodes of a simulated crowd: each follows the schedule as an exchange does."""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, final
+
+from weightstream.bench.swarm_sim.network import Flow, Link
+from weightstream.bench.swarm_sim.paces import Asked
+from weightstream.p2p.schedule import ORIGIN, View, is_slow, route
+
+if TYPE_CHECKING:
+    from weightstream.bench.swarm_sim.crowd import Crowd
+
+_JOIN_S = 0.08
+"""An agent waits this long for others to begin with it."""
+_LOOK_S = 0.25
+_JUDGED_S = 1.0
+
+
+@dataclass(slots=True)
+class Fetch:
+    """A chunk on its way to a node: `QUEUED` at its gate, or asked of `source`."""
+
+    chunk: int
+    planned: bool
+    began_s: float = 0.0
+    source: str | None = None
+    flow: Flow | None = None
+    tried: set[str] = field(default_factory=set)
+    insist: bool = False
+
+
+class Origin:
+    """Has everything."""
+
+    def __init__(self, up: Link) -> None:
+        self.up = up
+        self.sent_pieces = 0
+
+
+@final
+class Node:
+    """One agent and the load that it runs."""
+
+    def __init__(
+        self, crowd: "Crowd", name: str, zone: int, rate: float, client: Link | None
+    ) -> None:
+        self.crowd = crowd
+        self.name = name
+        self.zone = zone
+        self.up, self.down = Link(rate), Link(rate)
+        self.client = client
+        self.got = [0] * crowd.scenario.chunks
+        self.fetches: dict[int, Fetch] = {}
+        self.asking: dict[int, list[Flow]] = {}
+        self.gate: deque[int] = deque()
+        self.streams = 0
+        self.open = 0
+        self.complete = 0
+        self.first_missing = 0
+        self.next_own = 0
+        self.next_peer = 0
+        self.holders: Mapping[int, frozenset[str]] = {}
+        self.local_down: set[str] = set()
+        self.slow: frozenset[str] = frozenset()
+        self.paces: dict[str, Asked] = {}
+        self.begun_s: float | None = None
+        self.done_s: float | None = None
+        self.dead = False
+        self.slowed = False
+        self._view: View | None = None
+
+    # What it decides by
+
+    def view(self) -> View:
+        """Return what the schedule decides by; made anew when something changed."""
+        crowd = self.crowd
+        view = self._view
+        if view is None or view.homes is not crowd.homes:
+            down = crowd.down | self.local_down if self.local_down else crowd.down
+            fan_out = crowd.scenario.fan_out
+            view = View(self.name, crowd.homes, self.holders, down, self.slow, crowd.zones, fan_out)
+            self._view = view
+        return view
+
+    def forget_view(self) -> None:
+        """Have the view made anew."""
+        self._view = None
+
+    # What it wants
+
+    def begin(self) -> None:
+        """Begin to load."""
+        self.crowd.joined(self)
+        self.crowd.network.after(_JOIN_S if self.crowd.scenario.stagger_s else 0.0, self.go_on)
+
+    def go_on(self) -> None:
+        """Fill the gate's streams and the window."""
+        if self.dead:
+            return
+        scenario = self.crowd.scenario
+        while self.streams < scenario.origin_streams and self._read_own():
+            pass
+        if self.begun_s is None or self.done_s is not None:
+            return
+        while self.open < scenario.window_chunks and self._ask_next():
+            pass
+
+    def look_back(self) -> None:
+        """Homes have changed: what was passed over as another's may be one's own, and vice versa."""
+        self.next_own = self.next_peer = self.first_missing
+
+    def _read_own(self) -> bool:
+        while self.gate:
+            fetch = self.fetches.get(self.gate.popleft())
+            if fetch is not None and fetch.source is None:
+                self._read(fetch)
+                return True
+        if self.begun_s is None:
+            return False
+        scenario = self.crowd.scenario
+        last = scenario.chunks
+        if scenario.ahead_chunks is not None:
+            last = min(last, self.first_missing + scenario.ahead_chunks)
+        while self.next_own < last:
+            chunk = self.next_own
+            self.next_own += 1
+            if self._lacks(chunk) and route(self.view(), chunk).is_own:
+                self._read(self._board(chunk, planned=False))
+                return True
+        return False
+
+    def _ask_next(self) -> bool:
+        while self.next_peer < self.crowd.scenario.chunks:
+            chunk = self.next_peer
+            self.next_peer += 1
+            if self._lacks(chunk) and not route(self.view(), chunk).is_own:
+                self.open += 1
+                self.bring(self._board(chunk, planned=True))
+                return True
+        return False
+
+    def has(self, chunk: int) -> bool:
+        """Say that a chunk is here, or coming from the origin."""
+        fetch = self.fetches.get(chunk)
+        return not self._lacks(chunk) and (fetch is None or fetch.source == ORIGIN)
+
+    def _lacks(self, chunk: int) -> bool:
+        return self.got[chunk] < self.crowd.scenario.pieces and chunk not in self.fetches
+
+    def _board(self, chunk: int, planned: bool) -> Fetch:
+        fetch = self.fetches[chunk] = Fetch(chunk, planned)
+        return fetch
+
+    # Bringing
+
+    def _read(self, fetch: Fetch) -> None:
+        """Read from the origin."""
+        self.streams += 1
+        fetch.source = ORIGIN
+        origin = self.crowd.origin
+        path = (origin.up, *((self.client,) if self.client else ()), self.down)
+        self._start(fetch, Flow(origin, self, fetch.chunk, path, self._delivered))
+
+    def bring(self, fetch: Fetch) -> None:
+        """Ask the next peer, or queue at the own gate."""
+        found = route(self.view(), fetch.chunk)
+        name = next((ask for ask in found.asks if ask not in fetch.tried), ORIGIN)
+        fetch.insist = name not in found.relays and name != self.crowd.homes.home(fetch.chunk)
+        self.ask(fetch, name)
+
+    def ask(self, fetch: Fetch, name: str) -> None:
+        """Ask one peer."""
+        fetch.tried.add(name)
+        if name == ORIGIN:
+            fetch.source = None
+            self.gate.append(fetch.chunk)
+            self.go_on()
+            return
+        fetch.source = name
+        source = self.crowd.by_name[name]
+        path = self.crowd.path(source, self)
+        self._start(fetch, Flow(source, self, fetch.chunk, path, self._delivered))
+
+    def _start(self, fetch: Fetch, flow: Flow) -> None:
+        crowd = self.crowd
+        fetch.flow, fetch.began_s = flow, crowd.network.now_s
+        flow.next = self.got[fetch.chunk]
+        crowd.network.after(crowd.scenario.rtt_s, partial(self._reached, fetch, flow))
+
+    def _reached(self, fetch: Fetch, flow: Flow) -> None:
+        """The request is with the source."""
+        if flow.closed:
+            return
+        if isinstance(flow.source, Node):
+            flow.source.asked(flow, fetch)
+        else:
+            self.crowd.network.offer(flow, self.crowd.scenario.pieces)
+
+    def asked(self, flow: Flow, fetch: Fetch) -> None:
+        """Give a chunk, as far as it is here; bring it when it is not."""
+        if self.dead:
+            self.crowd.network.after(
+                self.crowd.scenario.silence_s, partial(flow_broken, flow, fetch)
+            )
+            return
+        chunk = flow.chunk
+        if self._lacks(chunk):
+            found = route(self.view(), chunk)
+            asker = flow.target
+            relaying = self.crowd.scenario.fan_out is not None and not fetch.insist
+            if not (found.is_own or fetch.insist or relaying or found.asks[0] == asker.name):
+                asker.redirected(fetch, flow, found.asks[0])
+                return
+            mine = self._board(chunk, planned=False)
+            if relaying and not found.is_own:
+                self.bring(mine)
+            else:
+                self.gate.append(chunk)
+                self.go_on()
+        self.asking.setdefault(chunk, []).append(flow)
+        self.crowd.network.offer(flow, self.got[chunk])
+
+    def redirected(self, fetch: Fetch, flow: Flow, name: str) -> None:
+        """Hear that somebody else is the home."""
+        self._close(fetch, flow)
+        fetch.insist = True  # whoever is named has to
+        if name == self.name or name in fetch.tried:
+            self.bring(fetch)
+        else:
+            self.ask(fetch, name)
+
+    def _delivered(self, flow: Flow) -> None:
+        """One more piece is here."""
+        crowd, chunk, source = self.crowd, flow.chunk, flow.source
+        network = crowd.network
+        pieces = crowd.scenario.pieces
+        got = self.got[chunk] = self.got[chunk] + 1
+        waiting = self.asking.get(chunk)
+        if waiting:
+            for other in waiting:
+                network.offer(other, got)
+        if isinstance(source, Node):
+            if crowd.scenario.slow_detected:
+                self._note_pace(source.name, flow)
+            if got < pieces:
+                network.offer(flow, source.got[chunk])
+        else:
+            crowd.origin.sent_pieces += 1
+            if got < pieces:
+                network.offer(flow, pieces)
+        if got == pieces:
+            self._landed(self.fetches.pop(chunk), flow)
+
+    def _landed(self, fetch: Fetch, flow: Flow) -> None:
+        self._close(fetch, flow)
+        self.complete += 1
+        self.asking.pop(fetch.chunk, None)
+        if fetch.planned:
+            self.open -= 1
+        scenario = self.crowd.scenario
+        got, pieces = self.got, scenario.pieces
+        while self.first_missing < scenario.chunks and got[self.first_missing] == pieces:
+            self.first_missing += 1
+        if self.complete == scenario.chunks:
+            self.done_s = self.crowd.network.now_s
+            self.crowd.finished(self)
+        self.go_on()
+
+    def _close(self, fetch: Fetch, flow: Flow) -> None:
+        flow.closed = True
+        if fetch.source == ORIGIN:
+            self.streams -= 1
+        elif flow.heard and fetch.source is not None:
+            self.paces[fetch.source].close(self.crowd.network.now_s)
+        fetch.flow, fetch.source = None, None
+
+    # What goes wrong
+
+    def broken(self, fetch: Fetch, flow: Flow) -> None:
+        """A source is gone: go on with another."""
+        if self.dead or fetch.flow is not flow:
+            return
+        name = fetch.source or ""
+        self._close(fetch, flow)
+        self.local_down.add(name)
+        self.forget_view()
+        self.look_back()
+        self._again(fetch)
+
+    def _again(self, fetch: Fetch) -> None:
+        if not self.crowd.scenario.resume and self.got[fetch.chunk]:
+            self.got[fetch.chunk] = 0
+            for flow in self.asking.pop(fetch.chunk, []):
+                target = flow.target
+                other = target.fetches.get(fetch.chunk)
+                if other is not None and other.flow is flow:
+                    target._close(other, flow)
+                    target._again(other)
+        self.bring(fetch)
+
+    def look(self) -> None:
+        """Give up who gives far less than the others; a timer of the exchange's sinks."""
+        if self.dead or self.done_s is not None:
+            return
+        now_s = self.crowd.network.now_s
+        paces = {name: asked.pace(now_s) for name, asked in self.paces.items()}
+        slow = frozenset(name for name in paces if is_slow(paces, name))
+        if slow != self.slow:
+            self.slow = slow
+            self.forget_view()
+            self.look_back()
+        if slow:
+            for fetch in list(self.fetches.values()):
+                flow = fetch.flow
+                if flow and fetch.source in slow and now_s - fetch.began_s >= _JUDGED_S:
+                    self._close(fetch, flow)
+                    self._again(fetch)
+        self.crowd.network.after(_LOOK_S, self.look)
+
+    def die(self) -> None:
+        """Fall silent."""
+        self.dead = True
+        crowd = self.crowd
+        for fetch in self.fetches.values():
+            if fetch.flow is not None:
+                fetch.flow.closed = True
+        for flows in self.asking.values():
+            for flow in flows:
+                fetch = flow.target.fetches.get(flow.chunk)
+                if not flow.closed and fetch is not None and fetch.flow is flow:
+                    flow.closed = True
+                    crowd.network.after(crowd.scenario.silence_s, partial(flow_broken, flow, fetch))
+        crowd.network.after(crowd.scenario.heard_s, partial(crowd.hear_dead, self))
+
+    def turn_slow(self) -> None:
+        """Have a tenth of the link from now on."""
+        self.slowed = True
+        self.up.rate /= 10
+        self.down.rate /= 10
+
+    def _note_pace(self, name: str, flow: Flow) -> None:
+        """Count what a peer gave; the time before its first byte is not its own."""
+        asked = self.paces.get(name)
+        if asked is None:
+            asked = self.paces[name] = Asked()
+        if not flow.heard:
+            flow.heard = True
+            asked.open(self.crowd.network.now_s)
+        asked.got_bytes += self.crowd.scenario.piece_bytes
+
+
+def flow_broken(flow: Flow, fetch: Fetch) -> None:
+    """Tell the receiver."""
+    flow.target.broken(fetch, flow)

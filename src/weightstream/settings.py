@@ -231,6 +231,11 @@ class Settings(BaseSettings):
     peer_window: Bytes = Field(
         64 << 20, ge=1 << 20, description="Bytes in flight from all peers together."
     )
+    manifest_key_file: str = Field(
+        "",
+        description="File with the Ed25519 public key (PEM) that published manifests must be "
+        "signed with; empty takes unsigned ones too.",
+    )
     log_level: Level = Field(
         "WARNING", description="Least severe log record that the command line prints to stderr."
     )

@@ -4,31 +4,46 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from weightstream.cli.base import Cli
+from weightstream.cli.base import Cli, plain
 from weightstream.cli.models import open_store
 from weightstream.cli.progress import Meter
 
 if TYPE_CHECKING:
     from weightstream.cachefs.prefetch import PrefetchReport
-    from weightstream.cachefs.store import BlobInfo, ScrubReport
+    from weightstream.cachefs.store import BlobInfo, ScrubReport, Store
+    from weightstream.settings import Settings
 
 Uris = Annotated[list[str], typer.Argument(metavar="URI...", help="Models or files.")]
 
 
 def prefetch(cli: Cli, uri: Uris) -> None:
     """Bring models into the store, all their files; the next load maps them."""
-    from weightstream.cachefs.prefetch import prefetch as bring
-
     store = open_store(cli)
-    reports = []
+    rows, lines = [], []
     for one in uri:
         with Meter(cli, one.rsplit("/", 1)[-1]) as meter:
-            reports.append(bring(one, cli.settings, store, meter.update))
-    lines = [_line(report) for report in reports]
-    cli.emit(reports, *lines)
+            report, reused = _bring(one, cli.settings, store, meter)
+        rows.append({**plain(report), "bytes_reused": reused})
+        lines.append(_line(report, reused))
+    cli.emit(rows, *lines)
 
 
-def _line(report: "PrefetchReport") -> str:
+def _bring(
+    uri: str, settings: "Settings", store: "Store", meter: Meter
+) -> "tuple[PrefetchReport, int]":
+    """Take what the store has of a published model in other files, and fetch the rest."""
+    from weightstream.cachefs.prefetch import prefetch as bring
+    from weightstream.p2p.manifest.reuse import Reused, confirm, reuse_model
+
+    keeps = settings.write_back == "on"
+    reused = reuse_model(uri, settings, store) if keeps else Reused(uri)
+    report = bring(uri, settings, store, meter.update)
+    if confirm(reused, settings, store):
+        return report, reused.bytes
+    return bring(uri, settings, store, meter.update), 0
+
+
+def _line(report: "PrefetchReport", reused: int) -> str:
     from weightstream.settings import format_bytes
 
     size, fetched = format_bytes(report.bytes_total), format_bytes(report.bytes_fetched)
@@ -36,6 +51,8 @@ def _line(report: "PrefetchReport") -> str:
     text = f"{report.uri}: {report.files} files, {size}; fetched {fetched}"
     if report.bytes_fetched:
         text += f" in {report.elapsed_s:.1f} s, {rate}/s"
+    if reused:
+        text += f"; {format_bytes(reused)} were in the store, in other files"
     if report.unversioned:
         text += f"; {len(report.unversioned)} not kept: the origin names no version of them"
     return text

@@ -36,8 +36,6 @@ class PrefetchReport:
     unversioned: tuple[str, ...]
     """URIs of files whose origin names no version: they cannot be kept."""
     elapsed_s: float
-    bytes_reused: int = 0
-    """Copied from other models in the store beforehand, where somebody did so."""
 
 
 class SlabLanding:

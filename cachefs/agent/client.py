@@ -135,7 +135,8 @@ class _Counted:
 
     def __init__(self, transfer: Transfer) -> None:
         self.done = 0
-        self.urgent = bool(getattr(transfer, "urgent", False))
+        self.urgent = transfer.urgent
+        self.step_bytes = transfer.step_bytes
         self._transfer = transfer
         self.on_cancel = transfer.on_cancel
 

@@ -12,7 +12,7 @@ import socket
 import threading
 import weakref
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from weightstream.cachefs.agent import wire
 from weightstream.cachefs.agent.finding import SOCKET
@@ -27,12 +27,6 @@ from weightstream.errors import LoadCancelled
 log = logging.getLogger(__name__)
 
 _MOST_IDLE = 32
-
-
-class Urgent(Transfer, Protocol):
-    """A transfer that says whether a reader waits for it."""
-
-    urgent: bool
 
 
 class Memory:
@@ -54,7 +48,7 @@ class Link:
         self._longest = longest
         self._memory = memory
 
-    def read(self, root: str, blob: Blob, start: int, into: memoryview, transfer: Urgent) -> None:
+    def read(self, root: str, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
         """Fill `into`, or as much of it as one request may ask for.
 
         Raises `AgentBusy`, `LoadCancelled`, and OSError for everything that can be wrong with an

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from weightstream import __version__
+from weightstream.cachefs.agent.control import ControlServer
 from weightstream.cachefs.agent.node import Agent, PeeringOf
 from weightstream.cachefs.agent.process import Lock, Signals, close_within, forget_sockets
 from weightstream.cachefs.fuse.mounts import RunDirectory
@@ -38,16 +39,20 @@ def run(
     lock = Lock(settings.run_directory)
     signals = Signals()
     agent = Agent(settings, orders.roots, peering_of)
+    control: ControlServer | None = None
     try:
+        control = ControlServer(agent, orders.directories, orders.api, orders.token)
         mount()
         systemd.notify("READY=1", f"STATUS=serving from {settings.run_directory}")
-        tell(f"agent {__version__} is ready in {settings.run_directory}")
+        port = f", API on port {control.port}" if control.port else ""
+        tell(f"agent {__version__} is ready in {settings.run_directory}{port}")
         name = signals.wait()
         log.info("%s: ending", name)
         systemd.notify("STOPPING=1")
     finally:
         forget_sockets(settings.run_directory)
-        if not close_within([agent.close]):
+        closes = [agent.close] if control is None else [control.close, agent.close]
+        if not close_within(closes):
             log.warning("not everything ended in time")
         lock.release()
     return 0

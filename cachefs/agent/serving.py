@@ -46,6 +46,8 @@ class Reads(Protocol):
 class Relay:
     """The `Transfer` of one range: passes on how far it is, and that nobody wants it any more."""
 
+    step_bytes = 1 << 20
+
     def __init__(self, send: Callable[[int], None], urgent: bool) -> None:
         self.urgent = urgent
         self._send = send

@@ -85,3 +85,16 @@ def eventually(happened: Callable[[], bool], timeout_s: float = 10.0) -> None:
     while not happened():
         assert time.monotonic() < until_s, "did not happen"
         time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def shared_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The run directory of an agent that the tests of a module share."""
+    home = tmp_path_factory.mktemp("node")
+    run = home / "run"
+    run.mkdir(mode=0o700)
+    env = {"WEIGHTSTREAM_STORE": str(home / "store"), "WEIGHTSTREAM_RUN_DIRECTORY": str(run)}
+    with AgentProcess(env | {"WEIGHTSTREAM_STORE_MIN_FREE_BYTES": "0"}) as agent:
+        agent.wait_ready()
+        yield run
+        assert agent.terminate() == 0

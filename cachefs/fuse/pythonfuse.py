@@ -183,8 +183,8 @@ class PythonFuse(fuse.Fuse):  # type: ignore[misc]
     @_answering
     def getxattr(self, path: str, name: str, size: int) -> int | str:
         """Return one of our attributes; libfuse cares for the size."""
-        if not name.startswith(_PREFIX):  # `ls -l` asks for two others of each file
-            return -errno.ENODATA
+        if not name.startswith("user."):  # `ls -l` then asks no other file of the device
+            return -errno.EOPNOTSUPP
         entry = self._entry(path[1:])
         if isinstance(entry, File) and name in _OF_FILES:
             return self._attribute(entry.blob, name.removeprefix(_PREFIX))

@@ -107,6 +107,7 @@ def test_attributes_tell_version_and_state(bucket: Bucket) -> None:
     assert int(os.getxattr(file, "user.weightstream.cached")) == len(OLD)
     assert os.getxattr(file.parent, "user.weightstream.uri").decode() == f"{bucket.uri}/m"
     assert errno_of(lambda: os.getxattr(file, "user.other")) == errno.ENODATA
+    assert errno_of(lambda: os.getxattr(file, "security.selinux")) == errno.EOPNOTSUPP
     assert os.statvfs(file).f_blocks > 0
 
 

@@ -12,7 +12,7 @@ from weightstream.errors import WeightstreamError
 
 log = logging.getLogger(__name__)
 
-_NO_DATA = metrics.FUSE_ERRORS.labels("ENODATA")
+_UNSUPPORTED = metrics.FUSE_ERRORS.labels("EOPNOTSUPP")
 _QUIET_S = 10.0
 _MOST_COMPLAINTS = 256
 
@@ -39,10 +39,10 @@ class Connection:
         length = OUT.size + sum(map(len, parts))
         return self._write(OUT.pack(length, 0, unique), parts)
 
-    def say_no_data(self, unique: int) -> None:
-        """Answer ENODATA, cheaply: to what `ls -l` asks twice of every file."""
-        _NO_DATA.inc()
-        self._write(OUT.pack(OUT.size, -errno.ENODATA, unique), ())
+    def say_unsupported(self, unique: int) -> None:
+        """Answer EOPNOTSUPP, cheaply: some programs ask it of every file."""
+        _UNSUPPORTED.inc()
+        self._write(OUT.pack(OUT.size, -errno.EOPNOTSUPP, unique), ())
 
     def refuse(self, unique: int, opcode: int, what: object, error: WeightstreamError) -> bool:
         """Answer with an error; `what` is the file it is about."""

@@ -21,22 +21,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PREFIX = "user.weightstream."
+USER = "user."
+PREFIX = USER + "weightstream."
 URI, ETAG, CACHED, STATE = (PREFIX + name for name in ("uri", "etag", "cached", "state"))
 _OF_FILES = (URI, ETAG, CACHED, STATE)
 _OF_FOLDERS = (URI,)
 
 
 _NAME_AT = wire.HEADER.size + 8
-_ENCODED_PREFIX = wire.encode(PREFIX)
+_ENCODED_USER = wire.encode(USER)
 
 
 def is_foreign(message: memoryview) -> bool:
-    """Say whether a GETXATTR is about somebody else's attribute.
+    """Say whether a GETXATTR is about a class of attributes that is not here (SELinux, ACL).
 
-    `ls -l` asks for two of each file (SELinux, ACL), every time: told apart without being parsed.
+    The answer is EOPNOTSUPP: `ls -l` then asks no other file of the device, where ENODATA had it
+    ask for two attributes of each. ENOSYS would have the kernel never ask again, for ours neither.
     """
-    return message[_NAME_AT : _NAME_AT + len(PREFIX)] != _ENCODED_PREFIX
+    return message[_NAME_AT : _NAME_AT + len(USER)] != _ENCODED_USER
 
 
 class Extras:

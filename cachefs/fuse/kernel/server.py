@@ -245,7 +245,7 @@ class KernelServer:
             self._reads.serve(fields[2], fields[3], fields[10], fields[11], fields[14])
             return
         if opcode == Op.GETXATTR and extras.is_foreign(view[:length]):
-            self._connection.say_no_data(int.from_bytes(view[8:16], sys.byteorder))
+            self._connection.say_unsupported(int.from_bytes(view[8:16], sys.byteorder))
             return
         try:
             request = wire.parse_request(view[:length])

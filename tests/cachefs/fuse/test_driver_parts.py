@@ -78,8 +78,8 @@ def test_an_answer_is_one_message(kernel: Wire) -> None:
     assert kernel.hear() == (0, 6, b"abdef")
     assert kernel.connection.reply(8)
     assert kernel.hear() == (0, 8, b"")
-    kernel.connection.say_no_data(10)
-    assert kernel.hear() == (-errno.ENODATA, 10, b"")
+    kernel.connection.say_unsupported(10)
+    assert kernel.hear() == (-errno.EOPNOTSUPP, 10, b"")
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,8 @@ def test_what_was_agreed_survives_as_json() -> None:
     [
         (b"security.selinux", True),
         (b"system.posix_acl_access", True),
-        (b"user.other", True),
+        (b"trusted.overlay.opaque", True),
+        (b"user.other", False),
         (b"user.weightstream.uri", False),
         (b"user.weightstream.no", False),
     ],

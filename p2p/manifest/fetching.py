@@ -20,6 +20,9 @@ from weightstream.p2p.manifest.paths import manifest_uri
 class _Whole:
     """The `Transfer` of one small read that nobody cancels."""
 
+    urgent = False
+    step_bytes = 1 << 20
+
     def advance(self, count: int) -> None:
         """Ignore it: only the whole counts."""
 

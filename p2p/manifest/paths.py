@@ -10,6 +10,8 @@ FOLDER = ".weightstream"
 MANIFEST_NAME = "manifest.json"
 TORRENT_NAME = "model.torrent"
 
+_WEB = ("http://", "https://")
+
 
 def manifest_uri(model_uri: str) -> str:
     """Return where the manifest of a model lies when it lies beside the model."""
@@ -30,7 +32,13 @@ def file_path(model_uri: str, uri: str) -> str | None:
     if not root or not name.startswith(f"{root}/"):
         return None
     path = name[len(root) + 1 :]
-    return unquote(path) if uri.startswith(("http://", "https://")) else path
+    return unquote(path) if uri.startswith(_WEB) else path
+
+
+def folder_name(model_uri: str) -> str:
+    """Return the name of a model's folder, not percent-encoded."""
+    name = model_uri.rstrip("/").rsplit("/", 1)[-1]
+    return unquote(name) if model_uri.startswith(_WEB) else name
 
 
 def files_of(model_uri: str, listing: Iterable[Blob]) -> dict[str, Blob]:

@@ -19,7 +19,7 @@ from weightstream.p2p.manifest.hashing import HashingLanding
 from weightstream.p2p.manifest.listing import list_model
 from weightstream.p2p.manifest.manifest import Manifest, ManifestFile
 from weightstream.p2p.manifest.parse import MAX_FILES, check, encode, path_fault
-from weightstream.p2p.manifest.paths import FOLDER, MANIFEST_NAME, TORRENT_NAME
+from weightstream.p2p.manifest.paths import FOLDER, MANIFEST_NAME, TORRENT_NAME, folder_name
 from weightstream.p2p.manifest.reading import (
     ProgressCallback,
     landings_for,
@@ -192,7 +192,12 @@ class _Model:
 
     @property
     def _name(self) -> str:
-        return self._origin.uri.rstrip("/").rsplit("/", 1)[-1]
+        """Return the torrent's name: the model's folder, or its only file.
+
+        Of a torrent with a single file libtorrent leaves the folder out, whatever the name says.
+        """
+        only = next(iter(self._files)) if len(self._files) == 1 else "/"
+        return only if "/" not in only else folder_name(self._origin.uri)
 
 
 def _kind(uri: str) -> str:

@@ -6,7 +6,7 @@ needs one would be of no use. Whether a file can be read without is found out by
 
 import logging
 from typing import Protocol, runtime_checkable
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, urlsplit
 
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.origin import Origin
@@ -29,25 +29,26 @@ class _HasUrls(Protocol):
 
 
 def web_seed(origin: Origin, name: str, path: str, blob: Blob, settings: Settings) -> str | None:
-    """Return the URL of the folder that holds the model's folder `name`; None without one.
+    """Return the URL of the folder that holds `name`, the model's folder; None without one.
 
-    `path` and `blob` are one file of the model, by which it is found out.
+    `path` and `blob` are one file of the model, by which it is found out. Where that file is all
+    there is, `name` is its own.
     """
     url = _url(origin, blob)
     if url is None or not _is_public(url, blob, settings):
         return None
-    return seed_folder(url, name, path)
+    return seed_folder(url, path if path == name else f"{name}/{path}")
 
 
-def seed_folder(url: str, name: str, path: str) -> str | None:
-    """Return what is before `name/path` in a file's URL, as clients put it together again."""
-    suffix = f"/{quote(name, safe='')}/{quote(path, safe='/')}"
+def seed_folder(url: str, below: str) -> str | None:
+    """Return what is before `below` in a file's URL; clients put the two together again.
+
+    It ends with a slash, for a single file too: libtorrent appends the name in any case.
+    """
     parts = urlsplit(url)
-    if parts.query or unquote(parts.path)[-len(f"/{name}/{path}") :] != f"/{name}/{path}":
-        return None
-    for encoded in (suffix, f"/{name}/{path}"):
-        if url.endswith(encoded):
-            return url[: -len(encoded)] + "/"
+    for suffix in (f"/{quote(below)}", f"/{below}"):
+        if not parts.query and url.endswith(suffix):
+            return url.removesuffix(suffix) + "/"
     return None
 
 

@@ -78,6 +78,8 @@ def test_keys(s3_cli: Cli, tmp_path: Path) -> None:
     assert f"signed by {keys.public}" in s3_cli("verify", URI, "--key", keys.public).stdout
     assert "not signed with" in s3_cli.error("verify", URI, "--key", other.public, code=5)
     assert "not an unencrypted" in s3_cli.error("publish", URI, "--key", keys.public, code=2)
+    s3_cli.env["WEIGHTSTREAM_MANIFEST_KEY_FILE"] = str(other.public)
+    assert "not signed with" in s3_cli.error("verify", URI, code=5)
     (tmp_path / "no.pem").write_text("-----BEGIN PRIVATE KEY-----\nc2VjcmV0LXRleHQ=\n-----END")
     assert "c2Vj" not in s3_cli.error("publish", URI, "--key", tmp_path / "no.pem", code=2)
 
@@ -120,3 +122,23 @@ def test_ctrl_c_ends_it_and_nothing_is_written(
     assert outcome.returncode == 130
     assert outcome.stderr.strip() == "weightstream: cancelled"
     assert not list(model.glob(".weightstream/*"))
+
+
+def test_prefetch_of_a_fine_tune_fetches_what_differs(
+    s3_cli: Cli, s3: S3Server, proxy: FaultProxy
+) -> None:
+    tuned = {name: data[:-9] + b"fine-tune" for name, data in FILES.items() if len(data) > 99999}
+    shutil.rmtree(s3.root / "models/cli-tuned", ignore_errors=True)
+    s3.put_files("models/cli-tuned", tuned)
+    s3_cli("publish", "s3://models/cli-tuned")
+    s3_cli("prefetch", URI)
+    s3_cli.env["AWS_ENDPOINT_URL"] = proxy.url
+    [report] = s3_cli.json("prefetch", "s3://models/cli-tuned")
+    size = sum(map(len, tuned.values()))
+    sent = sum(e.body_bytes for e in proxy.exchanges() if e.range and ".safetensors" in e.path)
+    assert report["bytes_reused"] == sum(len(data) >> 20 << 20 for data in tuned.values())
+    assert sent == size - report["bytes_reused"]
+    s3_cli("load", "s3://models/cli-tuned")
+    assert s3_cli.json("verify", "s3://models/cli-tuned", "--local")["bytes_absent"] == 0
+    s3_cli("evict", "s3://models/cli-tuned")
+    assert "in other files" in s3_cli("prefetch", "s3://models/cli-tuned").stdout

@@ -48,7 +48,10 @@ def verify(
     ] = None,
     key: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Ask for a signature by this Ed25519 public key (PEM)."),
+        typer.Option(
+            metavar="FILE",
+            help="Ask for a signature by this Ed25519 public key (PEM); as manifest_key_file does.",
+        ),
     ] = None,
     local: Annotated[
         bool, typer.Option("--local", help="Check what the store has, not the origin.")
@@ -56,7 +59,9 @@ def verify(
 ) -> int:
     """Read a model again and compare it with what was published; exit code 5 if it differs."""
     from weightstream.p2p.manifest import verify as compare
+    from weightstream.p2p.manifest.known import manifest_key
 
+    key = key or manifest_key(cli.settings)
     with Meter(cli, _name(uri)) as meter:
         report = compare(uri, cli.settings, manifest, key, local, meter.update)
     cli.emit(report, *_verified(report))

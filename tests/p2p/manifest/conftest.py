@@ -60,6 +60,7 @@ class _Files(BaseHTTPRequestHandler):
 
     def _answer(self, *, body: bool) -> None:
         assert isinstance(self.server, WebServer)
+        self.server.asked.append(self.path)
         data = self.server.files.get(self.path)
         if data is None:
             self.send_error(404)
@@ -90,6 +91,7 @@ class WebServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Files)
         self.files: dict[str, bytes] = {}
+        self.asked: list[str] = []
 
     @property
     def url(self) -> str:

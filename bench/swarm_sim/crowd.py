@@ -1,12 +1,13 @@
 """A simulated crowd from its first request to its last chunk."""
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from weightstream.bench.swarm_sim.network import Link, Network
 from weightstream.bench.swarm_sim.node import Node, Origin
 from weightstream.bench.swarm_sim.scenario import Scenario
-from weightstream.p2p.schedule import Homes, standing
+from weightstream.p2p.schedule import Homes, late_start, standing
 
 _PATIENCE = 40.0
 """A crowd that is not done after this many bounds is given up."""
@@ -43,11 +44,14 @@ class Crowd:
         self._bounds_s = scenario.bounds_s()
         self._draw = random.Random(f"{scenario.seed} luck")
         self.nodes = [self._node(i, rate / piece) for i, rate in enumerate(scenario.rates())]
-        self.by_name = {node.name: node for node in self.nodes}
-        self.zones = {n.name: str(n.zone) for n in self.nodes} if scenario.zones > 1 else {}
+        self.by_name: Mapping[str, Node] = {node.name: node for node in self.nodes}
+        self.zones: Mapping[str, str] = (
+            {n.name: str(n.zone) for n in self.nodes} if scenario.zones > 1 else {}
+        )
         self._borders = self._make_borders()
-        self._everybody = standing("blob", (node.name for node in self.nodes))
-        self.homes = Homes(self._everybody)
+        self.starts = {node.name: 0 for node in self.nodes}
+        """By node of the crowd: the first chunk that it may be home of."""
+        self.homes = self._homes()
         self._left = 0
 
     def run(self) -> Outcome:
@@ -71,11 +75,14 @@ class Crowd:
 
     def joined(self, node: Node) -> None:
         """Take a node in: it hears what everybody has, everybody hears of it."""
-        node.begun_s = self.network.now_s
         scenario = self.scenario
         if node.name not in self.homes.order:
-            self.homes = Homes(standing("blob", (*self.homes.order, node.name)))
-            for other in self.nodes:
+            inside = [other for other in self.nodes if other.name in self.starts]
+            begun = 1 + max((other.position() for other in inside), default=-1)
+            first = late_start(self.starts.values(), scenario.chunks)
+            self.starts[node.name] = begun if scenario.late_homes else first
+            self.homes = self._homes()
+            for other in inside:
                 other.look_back()
         if self.network.now_s > 0 or scenario.warm:
             node.holders = {
@@ -84,8 +91,16 @@ class Crowd:
             }
             node.forget_view()
 
+    def _homes(self) -> Homes:
+        order = standing("blob", self.starts)
+        starts = tuple(self.starts[name] for name in order)
+        return Homes(order, starts if any(starts) else ())
+
     def finished(self, node: Node) -> None:
         """Count; the end of the last one is the end."""
+        if self.starts.get(node.name):
+            self.starts[node.name] = 0  # it has all of it: nobody is nearer to it than others
+            self.homes = self._homes()
         self._left -= 1
         if self._left == 0:
             self.network.stop()
@@ -130,7 +145,10 @@ class Crowd:
         }
         if not scenario.standby:
             first = [n.name for n in self.nodes if begins.get(n.name, 0.0) == 0.0]
-            self.homes = Homes(standing("blob", first))
+            self.starts = dict.fromkeys(first, 0)
+            if scenario.warm:
+                self.starts |= {n.name: scenario.chunks for n in starting if n.name in self.starts}
+            self.homes = self._homes()
         for node in starting:
             after(begins[node.name], node.begin)
             if scenario.slow_detected:

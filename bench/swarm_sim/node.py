@@ -4,14 +4,12 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, final
+from typing import Protocol
 
-from weightstream.bench.swarm_sim.network import Flow, Link
+from weightstream.bench.swarm_sim.network import Flow, Link, Network
 from weightstream.bench.swarm_sim.paces import Asked
-from weightstream.p2p.schedule import ORIGIN, View, is_slow, route
-
-if TYPE_CHECKING:
-    from weightstream.bench.swarm_sim.crowd import Crowd
+from weightstream.bench.swarm_sim.scenario import Scenario
+from weightstream.p2p.schedule import ORIGIN, Homes, View, is_slow, route
 
 _JOIN_S = 0.08
 """An agent waits this long for others to begin with it."""
@@ -30,6 +28,9 @@ class Fetch:
     flow: Flow | None = None
     tried: set[str] = field(default_factory=set)
     insist: bool = False
+    """Whoever is asked is to read it from the origin when it lacks it."""
+    relayed: bool = False
+    """Whoever is asked is to bring it from its own parent when it lacks it."""
 
 
 class Origin:
@@ -40,12 +41,39 @@ class Origin:
         self.sent_pieces = 0
 
 
-@final
+class World(Protocol):
+    """What a node knows of everybody else, and may do to them."""
+
+    scenario: Scenario
+    network: Network
+    origin: Origin
+    homes: Homes
+    down: frozenset[str]
+    zones: Mapping[str, str]
+    by_name: Mapping[str, "Node"]
+
+    def path(self, source: "Node", target: "Node") -> tuple[Link, ...]:
+        """Return the links between two nodes."""
+        ...
+
+    def joined(self, node: "Node") -> None:
+        """Take a node in."""
+        ...
+
+    def finished(self, node: "Node") -> None:
+        """Hear that a node has everything."""
+        ...
+
+    def hear_dead(self, node: "Node") -> None:
+        """Have everybody know that a node is dead."""
+        ...
+
+
 class Node:
     """One agent and the load that it runs."""
 
     def __init__(
-        self, crowd: "Crowd", name: str, zone: int, rate: float, client: Link | None
+        self, crowd: World, name: str, zone: int, rate: float, client: Link | None
     ) -> None:
         self.crowd = crowd
         self.name = name
@@ -68,6 +96,7 @@ class Node:
         self.paces: dict[str, Asked] = {}
         self.begun_s: float | None = None
         self.done_s: float | None = None
+        self.loads = False
         self.dead = False
         self.slowed = False
         self._view: View | None = None
@@ -92,9 +121,15 @@ class Node:
     # What it wants
 
     def begin(self) -> None:
-        """Begin to load."""
+        """Tell everybody; load once the others have answered."""
+        self.begun_s = self.crowd.network.now_s
+        flash = self.begun_s == 0
+        self.crowd.network.after(0.0 if flash else _JOIN_S, self._begin)
+
+    def _begin(self) -> None:
         self.crowd.joined(self)
-        self.crowd.network.after(_JOIN_S if self.crowd.scenario.stagger_s else 0.0, self.go_on)
+        self.loads = True
+        self.go_on()
 
     def go_on(self) -> None:
         """Fill the gate's streams and the window."""
@@ -103,13 +138,13 @@ class Node:
         scenario = self.crowd.scenario
         while self.streams < scenario.origin_streams and self._read_own():
             pass
-        if self.begun_s is None or self.done_s is not None:
+        if not self.loads or self.done_s is not None:
             return
         while self.open < scenario.window_chunks and self._ask_next():
             pass
 
     def look_back(self) -> None:
-        """Homes have changed: what was passed over as another's may be one's own, and vice versa."""
+        """Homes have changed: what was another's may be one's own, and the reverse."""
         self.next_own = self.next_peer = self.first_missing
 
     def _read_own(self) -> bool:
@@ -118,7 +153,7 @@ class Node:
             if fetch is not None and fetch.source is None:
                 self._read(fetch)
                 return True
-        if self.begun_s is None:
+        if not self.loads:
             return False
         scenario = self.crowd.scenario
         last = scenario.chunks
@@ -133,14 +168,31 @@ class Node:
         return False
 
     def _ask_next(self) -> bool:
-        while self.next_peer < self.crowd.scenario.chunks:
+        scenario = self.crowd.scenario
+        if scenario.per_peer is not None:
+            self.next_peer = self.first_missing
+        last = min(scenario.chunks, self.next_peer + 4 * scenario.window_chunks)
+        while self.next_peer < last:
             chunk = self.next_peer
             self.next_peer += 1
-            if self._lacks(chunk) and not route(self.view(), chunk).is_own:
+            if self._lacks(chunk) and self._may_ask(chunk):
                 self.open += 1
                 self.bring(self._board(chunk, planned=True))
                 return True
         return False
+
+    def _may_ask(self, chunk: int) -> bool:
+        found = route(self.view(), chunk)
+        if found.is_own:
+            return False
+        most = self.crowd.scenario.per_peer
+        if most is None:
+            return True
+        return sum(f.source == found.asks[0] for f in self.fetches.values()) < most
+
+    def position(self) -> int:
+        """Return the last chunk that is here or coming from the origin; -1 for none."""
+        return max((c for c in range(len(self.got)) if self.has(c)), default=-1)
 
     def has(self, chunk: int) -> bool:
         """Say that a chunk is here, or coming from the origin."""
@@ -168,7 +220,8 @@ class Node:
         """Ask the next peer, or queue at the own gate."""
         found = route(self.view(), fetch.chunk)
         name = next((ask for ask in found.asks if ask not in fetch.tried), ORIGIN)
-        fetch.insist = name not in found.relays and name != self.crowd.homes.home(fetch.chunk)
+        fetch.relayed = name in found.relays
+        fetch.insist = not fetch.relayed and name != self.crowd.homes.home(fetch.chunk)
         self.ask(fetch, name)
 
     def ask(self, fetch: Fetch, name: str) -> None:
@@ -210,23 +263,33 @@ class Node:
         if self._lacks(chunk):
             found = route(self.view(), chunk)
             asker = flow.target
-            relaying = self.crowd.scenario.fan_out is not None and not fetch.insist
-            if not (found.is_own or fetch.insist or relaying or found.asks[0] == asker.name):
+            willing = found.is_own or fetch.insist or fetch.relayed
+            if not willing and found.asks[0] != asker.name:
                 asker.redirected(fetch, flow, found.asks[0])
                 return
             mine = self._board(chunk, planned=False)
-            if relaying and not found.is_own:
+            if fetch.relayed and not found.is_own:
                 self.bring(mine)
             else:
                 self.gate.append(chunk)
                 self.go_on()
+        elif fetch.insist and not self.got[chunk]:
+            self._insisted(self.fetches[chunk])
         self.asking.setdefault(chunk, []).append(flow)
         self.crowd.network.offer(flow, self.got[chunk])
+
+    def _insisted(self, mine: Fetch) -> None:
+        """Read what was asked of a peer that has not sent a byte: it may be waiting for us."""
+        if mine.source in (None, ORIGIN) or mine.flow is None:
+            return
+        self._close(mine, mine.flow)
+        self.gate.append(mine.chunk)
+        self.go_on()
 
     def redirected(self, fetch: Fetch, flow: Flow, name: str) -> None:
         """Hear that somebody else is the home."""
         self._close(fetch, flow)
-        fetch.insist = True  # whoever is named has to
+        fetch.insist, fetch.relayed = True, False  # whoever is named has to
         if name == self.name or name in fetch.tried:
             self.bring(fetch)
         else:

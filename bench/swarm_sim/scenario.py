@@ -18,6 +18,10 @@ class Scenario:
     piece_bytes: int = 256 << 10
     """Passed on as a whole: what one read of a socket gives."""
     window_bytes: int = 64 << 20
+    per_peer: int | None = None
+    """How many chunks a node asks of one peer at a time; None: as many as the window has."""
+    late_homes: bool = False
+    """Who joins late becomes home of what nobody has begun: tried, and worse."""
     origin_streams: int = 1
     ahead_chunks: int | None = None
     """How far before its first missing chunk a node reads its own part; None: as far as it goes."""

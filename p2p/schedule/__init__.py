@@ -1,6 +1,6 @@
 """Who reads what from whom: pure functions, driven by the exchange and by the simulator."""
 
-from weightstream.p2p.schedule.homes import Homes, standing
+from weightstream.p2p.schedule.homes import Homes, late_start, standing
 from weightstream.p2p.schedule.pace import Pace, is_slow
 from weightstream.p2p.schedule.routes import ORIGIN, Route, View, route
 from weightstream.p2p.schedule.trees import ancestors, parent
@@ -13,6 +13,7 @@ __all__ = [
     "View",
     "ancestors",
     "is_slow",
+    "late_start",
     "parent",
     "route",
     "standing",

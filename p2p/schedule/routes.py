@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from blake3 import blake3
 
-from weightstream.p2p.schedule.homes import Homes
+from weightstream.p2p.schedule.homes import Homes, turned
 from weightstream.p2p.schedule.trees import ancestors
 
 ORIGIN = ""
@@ -62,15 +62,35 @@ def route(view: View, chunk: int) -> Route:
         return _tree_route(view, chunk, holders, view.fan_out)
     rank = view.homes.rank(chunk)
     others = sorted(holders.difference(rank))  # they have it, but may not read the origin
-    quick = list(_quick(view, rank))
-    having = [n for n in (*quick, *_quick(view, others)) if n in holders and n != view.me]
+    quick = [node for node in _quick(view, rank) if node != view.me]
+    having = [node for node in (*quick, *_quick(view, others)) if node in holders]
+    if before := view.homes.before(chunk, view.me):
+        return _late_route(view, chunk, before, having, quick)
     if having:
         first = _spread(view, chunk, having) if rank[0] not in having else [rank[0]]
-        rest = [node for node in quick if node not in first and node != view.me]
-        return Route((*first, *rest, ORIGIN))
-    if not quick or quick[0] == view.me:
-        return Route((ORIGIN, *_late(view, holders)))
-    return Route((*(node for node in quick if node != view.me), ORIGIN))
+        return Route((*dict.fromkeys((*first, *quick)), ORIGIN))
+    if next(_quick(view, rank), view.me) == view.me:
+        return Route((ORIGIN, *_still(view, holders)))
+    return Route((*quick, ORIGIN))
+
+
+def _late_route(
+    view: View,
+    chunk: int,
+    before: tuple[tuple[str, ...], ...],
+    having: list[str],
+    quick: list[str],
+) -> Route:
+    """Ask who came just before: those are ahead, and nobody else asks them.
+
+    Of those who came together one asks for it, and the others ask that one.
+    """
+    firsts = (next(_quick(view, turned(batch, chunk)), view.me) for batch in before)
+    above = [node for node in firsts if node != view.me]
+    if not above and not having and next(_quick(view, view.homes.ranked(chunk)), "") == view.me:
+        return Route((ORIGIN, *_still(view, view.holders.get(chunk, frozenset()))))
+    near = _spread(view, chunk, having)
+    return Route((*dict.fromkeys((*above, *near, *quick)), ORIGIN), frozenset(above))
 
 
 def _tree_route(view: View, chunk: int, holders: frozenset[str], fan_out: int) -> Route:
@@ -81,7 +101,7 @@ def _tree_route(view: View, chunk: int, holders: frozenset[str], fan_out: int) -
     for node in _quick(view, view.homes.ranked(chunk)):
         if node == view.me and not stand_ins:
             near = _spread(view, chunk, having)
-            return Route((*near, ORIGIN) if near else (ORIGIN, *_late(view, holders)))
+            return Route((*near, ORIGIN) if near else (ORIGIN, *_still(view, holders)))
         if node != view.me:
             stand_ins.append(node)
         if len(stand_ins) == _STAND_INS:
@@ -94,7 +114,7 @@ def _quick(view: View, nodes: Iterable[str]) -> Iterator[str]:
     return (node for node in nodes if node not in view.down and node not in view.slow)
 
 
-def _late(view: View, holders: frozenset[str]) -> Iterator[str]:
+def _still(view: View, holders: frozenset[str]) -> Iterator[str]:
     """Yield holders that are slow but up, for a node whose own gate may fail."""
     return (n for n in sorted(holders) if n not in view.down and n != view.me)
 

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightstream.p2p.schedule import Homes, standing
+from weightstream.p2p.schedule import Homes, late_start, standing
 
 crowds = st.sets(st.text("abcdef0123456789", min_size=1, max_size=6), min_size=1, max_size=40)
 
@@ -49,3 +49,30 @@ def test_another_blob_has_another_order() -> None:
 def test_the_first_of_a_stripe_changes_from_stripe_to_stripe() -> None:
     homes = Homes(tuple("abcdefgh"))
     assert len({homes.home(stripe * 8) for stripe in range(8)}) == 8
+
+
+def test_a_late_node_is_home_of_nothing() -> None:
+    order = standing("blob", ["a", "b", "late"])
+    homes = Homes(order, tuple(64 if node == "late" else 0 for node in order))
+    assert homes.own("late", 64) == ()
+    assert len(homes.own("a", 64)) == 32
+
+
+def test_a_node_that_begins_in_the_middle_is_home_from_there_on() -> None:
+    order = standing("blob", ["a", "late"])
+    homes = Homes(order, tuple(10 if node == "late" else 0 for node in order))
+    own = homes.own("late", 40)
+    assert min(own) >= 10
+    assert len(own) == 15
+
+
+def test_late_starts_rise() -> None:
+    assert late_start([0, 0], 64) == 64
+    assert late_start([0, 64, 65], 64) == 66
+    assert late_start([], 64) == 64
+
+
+def test_the_chunks_of_one_node_have_many_stand_ins() -> None:
+    homes = Homes(tuple("abcdefgh"))
+    seconds = Counter(homes.rank(chunk)[1] for chunk in homes.own("c", 560))
+    assert seconds == dict.fromkeys("abdefgh", 10)

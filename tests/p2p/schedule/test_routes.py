@@ -141,3 +141,59 @@ def test_many_holders_share_what_joiners_ask() -> None:
         route(View(f"new{i}", Homes(nodes), holders, fan_out=4), 0).asks[0] for i in range(200)
     ]
     assert len(set(asked)) > 30
+
+
+def chained(starts: dict[str, int], me: str, holders: dict[int, frozenset[str]]) -> View:
+    """Return the view of one node of a crowd whose nodes came at different times."""
+    order = standing("blob", starts)
+    return View(me, Homes(order, tuple(starts[node] for node in order)), holders)
+
+
+def test_who_comes_late_asks_who_came_just_before() -> None:
+    starts = {"a": 0, "b": 100, "c": 101, "d": 102}
+    asked = {me: route(chained(starts, me, {}), 7).asks[0] for me in starts}
+    assert asked == {"a": ORIGIN, "b": "a", "c": "b", "d": "c"}
+    assert route(chained(starts, "d", {}), 7).relays == {"b", "c"}
+
+
+def test_who_comes_late_asks_who_came_just_before_though_others_have_it() -> None:
+    starts = {"a": 0, "b": 100, "c": 101}
+    found = route(chained(starts, "c", {7: frozenset({"a"})}), 7)
+    assert found.asks[:2] == ("b", "a")
+
+
+def test_of_those_who_come_together_one_asks_the_few_who_have_it() -> None:
+    starts = {"warm": 0} | {f"n{i}": 100 for i in range(7)}
+    holders = {chunk: frozenset({"warm"}) for chunk in range(70)}
+    asked = [
+        (me, route(chained(starts, me, holders), chunk).asks[0])
+        for chunk in range(70)
+        for me in starts
+        if me != "warm"
+    ]
+    of_warm = [me for me, node in asked if node == "warm"]
+    assert len(of_warm) == 70  # each chunk once
+    assert {of_warm.count(me) for me in starts if me != "warm"} == {10}
+
+
+def test_when_the_first_dies_the_next_to_have_come_reads_on() -> None:
+    starts = {"a": 0, "b": 100, "c": 101, "d": 102}
+    for me, asked in {"b": ORIGIN, "c": "b", "d": "c"}.items():
+        view = replace(chained(starts, me, {}), down=frozenset({"a"}))
+        assert route(view, 7).asks[0] == asked
+
+
+@given(st.lists(st.sampled_from([0, 50, 100, 101]), min_size=1, max_size=12), CHUNKS, st.data())
+def test_a_crowd_that_came_in_batches_ends_at_one_reader(
+    begins: list[int], chunk: int, data: st.DataObject
+) -> None:
+    starts = {f"n{i}": begin for i, begin in enumerate(begins)}
+    down = data.draw(st.frozensets(st.sampled_from(sorted(starts)), max_size=len(starts) - 1))
+    readers = set()
+    for at in starts.keys() - down:
+        steps = 0
+        while not (found := route(replace(chained(starts, at, {}), down=down), chunk)).is_own:
+            at, steps = found.asks[0], steps + 1
+            assert steps <= len(starts)
+        readers.add(at)
+    assert len(readers) == 1

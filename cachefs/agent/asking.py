@@ -34,7 +34,7 @@ def prefetch(
     uri: str, settings: Settings, store: Store, progress: ProgressCallback | None = None
 ) -> PrefetchReport:
     """Have the agent bring a model into the store, or do it here where it cannot."""
-    if settings.agent != "off":
+    if settings.agent != "off" and settings.write_back == "on":
         try:
             return prefetch_there(uri, settings, progress)
         except NoAgent as error:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from weightstream.cachefs.agent.client import AgentSource
 from weightstream.cachefs.fetch import Engine, process_engine
 from weightstream.cachefs.files.content import Content
 from weightstream.cachefs.files.tree import Change, File, Tree
@@ -33,6 +34,7 @@ class Assembly:
 
     settings: Settings
     origin: Origin
+    source: AgentSource
     store: Store
     engine: Engine
     tree: Tree
@@ -42,6 +44,7 @@ class Assembly:
         """End all fetching; returns in about two seconds, whatever the origin does."""
         self.tree.close()
         self.content.close(_CLOSE_S)
+        self.source.close()
         self.origin.close()
 
 
@@ -58,9 +61,10 @@ def assemble(spec: MountSpec, on_change: Callable[[Sequence[Change]], None]) -> 
     def siblings(file: File) -> list[File]:
         return [entry for entry in tree.children(file.folder) if isinstance(entry, File)]
 
-    content = Content(origin, store, engine, settings, siblings)
+    source = AgentSource(origin, origin.uri, settings)
+    content = Content(source, store, engine, settings, siblings)
     content.on_changed = lambda file: _refresh_soon(tree, file.folder)
-    return Assembly(settings, origin, store, engine, tree, content)
+    return Assembly(settings, origin, source, store, engine, tree, content)
 
 
 def within_kernel_limit(settings: Settings, limit_s: float | None) -> Settings:

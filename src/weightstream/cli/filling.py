@@ -31,8 +31,11 @@ def prefetch(cli: Cli, uri: Uris) -> None:
 def _bring(
     uri: str, settings: "Settings", store: "Store", meter: Meter
 ) -> "tuple[PrefetchReport, int]":
-    """Take what the store has of a published model in other files, and fetch the rest."""
-    from weightstream.cachefs.prefetch import prefetch as bring
+    """Take what the store has of a published model in other files, and fetch the rest.
+
+    The node's agent does it where one runs.
+    """
+    from weightstream.cachefs.agent.asking import prefetch as bring
     from weightstream.p2p.manifest.reuse import Reused, confirm, reuse_model
 
     keeps = settings.write_back == "on"

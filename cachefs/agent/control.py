@@ -99,13 +99,13 @@ class ControlServer:
 
         app = web.Application(client_max_size=_BODY_BYTES, middlewares=[guard, _translate])
         self._routes.register(app)
-        self._runner = web.AppRunner(
+        runner = self._runner = web.AppRunner(
             app, access_log=None, handle_signals=False, handler_cancellation=True,
             shutdown_timeout=_CLOSE_S, keepalive_timeout=30.0, logger=_Demoted(log, {}),
         )  # fmt: skip
-        await self._runner.setup()
+        await runner.setup()
         for listener in listeners:
-            await web.SockSite(self._runner, listener).start()
+            await web.SockSite(runner, listener).start()
 
     async def _stop(self) -> None:
         if self._runner is not None:

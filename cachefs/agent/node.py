@@ -80,6 +80,7 @@ class Agent:
     def close(self) -> None:
         """End everything, within about three seconds: clients read on from the origin."""
         self._closing.set()
+        self.drain()  # so that peers need not find out
         self._data.close()
         self.prefetches.close()
         if self.peering is not None:

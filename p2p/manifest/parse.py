@@ -25,6 +25,8 @@ from weightstream.p2p.manifest.paths import is_ours
 
 MAX_BYTES = 32 << 20
 MAX_FILES = 100_000
+MAX_CHUNKS = 500_000
+"""That surely fit, beside as many names as are usual; 4 TB in chunks of 8 MiB."""
 
 _MAX_PATH_BYTES = 1024
 _MAX_VERSION_CHARS = 1024

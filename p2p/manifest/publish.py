@@ -18,8 +18,15 @@ from weightstream.errors import ObjectChangedError, UsageError
 from weightstream.p2p.manifest.hashing import HashingLanding
 from weightstream.p2p.manifest.listing import list_model
 from weightstream.p2p.manifest.manifest import Manifest, ManifestFile
-from weightstream.p2p.manifest.parse import MAX_FILES, check, encode, path_fault
-from weightstream.p2p.manifest.paths import FOLDER, MANIFEST_NAME, TORRENT_NAME, folder_name
+from weightstream.p2p.manifest.parse import MAX_CHUNKS, MAX_FILES, check, encode, path_fault
+from weightstream.p2p.manifest.paths import (
+    FOLDER,
+    MANIFEST_NAME,
+    TORRENT_NAME,
+    file_path,
+    folder_name,
+    is_ours,
+)
 from weightstream.p2p.manifest.reading import (
     ProgressCallback,
     landings_for,
@@ -76,6 +83,9 @@ def publish(
         raise UsageError(f"publish needs a chunk_size that is a multiple of 16 KiB, not {size}")
     folder = to or f"{uri.rstrip('/')}/{FOLDER}"
     check_writable(folder)
+    inside = file_path(uri, folder) if to else None
+    if inside is not None and not is_ours(inside):
+        raise UsageError(f"{shown(folder)} is in the model: what is written would be a part of it")
     if key is not None:
         sign(b"", key)  # a key that cannot sign is found out now, and not after an hour of reading
     with _opened(uri, settings, storage_options) as model:
@@ -136,6 +146,9 @@ class _Model:
         """Refuse what no manifest may hold, before anything is read."""
         if len(self._files) > MAX_FILES:
             raise UsageError(f"{self.uri}: {len(self._files)} files; at most {MAX_FILES} can be")
+        chunks = sum(-(-blob.size // self._settings.chunk_size) for blob in self._files.values())
+        if chunks > MAX_CHUNKS:
+            raise UsageError(f"{self.uri}: {chunks} chunks; publish it with a larger chunk_size")
         for path, blob in self._files.items():
             if (wrong := path_fault(path)) is not None:
                 raise UsageError(f"{blob.uri!a} cannot be published: its path {wrong}")

@@ -7,7 +7,7 @@ origin's at best, so when a file is complete its checksum at the origin is asked
 
 import logging
 import queue
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -32,77 +32,12 @@ from weightstream.p2p.manifest.fetching import find_manifest
 from weightstream.p2p.manifest.known import check_key, manifest_key
 from weightstream.p2p.manifest.manifest import Manifest
 from weightstream.p2p.manifest.paths import is_ours
+from weightstream.p2p.manifest.same import SameChunk, same_chunks
 from weightstream.settings import Settings
 
 log = logging.getLogger(__name__)
 
 _THREADS = 3  # one reads, one hashes, one writes: more only queue at the disk
-
-
-@dataclass(frozen=True, slots=True)
-class SameChunk:
-    """A chunk that is wanted, and where the store has its bytes."""
-
-    chunk: int
-    length: int
-    digest: bytes
-    source: Blob
-    source_chunk: int
-
-
-def same_chunks(
-    blobs: Sequence[Blob], store: Store, manifest: Manifest
-) -> dict[Blob, tuple[SameChunk, ...]]:
-    """Return which missing chunks of these blobs the store has in others, by hash and length."""
-    wanted: dict[bytes, list[tuple[Blob, int, int]]] = {}
-    for blob in blobs:
-        for i, length, digest in _missing(blob, store, manifest):
-            wanted.setdefault(digest, []).append((blob, i, length))
-    found: dict[Blob, list[SameChunk]] = {}
-    for source, j, length, digest in _present(store) if wanted else ():
-        left = []
-        for blob, i, wanted_length in wanted.pop(digest, ()):
-            if wanted_length == length:
-                same = SameChunk(i, length, digest, source, j)
-                found.setdefault(blob, []).append(same)
-            else:
-                left.append((blob, i, wanted_length))
-        if left:
-            wanted[digest] = left
-    return {blob: tuple(same) for blob, same in found.items()}
-
-
-def _missing(blob: Blob, store: Store, manifest: Manifest) -> Iterator[tuple[int, int, bytes]]:
-    """Yield number, length and hash of each chunk that is published and not in the store."""
-    file = manifest.file_of(blob)
-    if file is None:
-        return
-    states = bytes(-(-blob.size // manifest.chunk_size))
-    stored = store.find_blob(blob)
-    if stored is not None:
-        with stored:
-            if stored.chunk_size != manifest.chunk_size:
-                return
-            states = stored.states()
-    for i, extent in manifest.chunks(file):
-        if states[i] == ChunkState.EMPTY:
-            yield i, len(extent), file.digest(i)
-
-
-def _present(store: Store) -> Iterator[tuple[Blob, int, int, bytes]]:
-    """Yield blob, number, length and hash of every chunk of the store."""
-    for info in store.blobs():
-        stored = store.find_blob(info.blob) if info.present_bytes else None
-        if stored is None:
-            continue
-        with stored:
-            for i, state in enumerate(stored.states()):
-                if state in (ChunkState.FILLED, ChunkState.DURABLE):
-                    try:
-                        digest = stored.digest(i)
-                    except StoreError:  # dropped between the look and the question
-                        continue
-                    yield info.blob, i, len(stored.chunk(i)), digest
 
 
 def reuse(blob: Blob, store: Store, manifest: Manifest) -> int:
@@ -224,7 +159,7 @@ def reuse_model(
     try:
         listing = [blob for blob in origin.list(uri) if not is_ours(blob.uri)]
         manifest = _manifest(origin, listing, settings)
-        if manifest is not None:
+        if manifest is not None and manifest.chunk_size == settings.chunk_size:
             for blob, same in same_chunks(listing, store, manifest).items():
                 if copied := copy_chunks(blob, same, store, manifest.chunk_size):
                     reused.chunks[blob] = copied

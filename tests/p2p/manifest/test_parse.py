@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.p2p.manifest.attacks import BODIES, CHANGES, MIB, changed, good
 
@@ -97,6 +97,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     return Manifest(chunk_size, tuple(files), signature, URI)
 
 
+@settings(deadline=None)
 @given(manifests())
 def test_round_trip(manifest: Manifest) -> None:
     body = encode(manifest)
@@ -113,6 +114,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["format", "chunk_size", "root", "signature", "files", "new"]) | st.none(),
     st.sampled_from(["path", "size", "version", "crc64nvme", "blake3", "new"]),
@@ -128,12 +130,14 @@ def test_any_value_in_any_place(top: str | None, key: str, value: object) -> Non
         parse(body, URI)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes(body: bytes) -> None:
     with pytest.raises(FormatError):
         parse(body, URI)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_any_change_of_a_byte(data: st.DataObject) -> None:
     """Whatever a bit does to the file, what is read is what was published, or nothing is."""

@@ -70,8 +70,9 @@ def check_content(manifest: Manifest, files: dict[str, bytes]) -> None:
             assert file.digest(i) == blake3(data[extent.start : extent.stop]).digest()
 
 
-@pytest.mark.parametrize("range_size", [MIB, 4 * MIB])
-@pytest.mark.parametrize("chunk_size", [64 << 10, MIB, 3 * MIB])
+@pytest.mark.parametrize(
+    ("chunk_size", "range_size"), [(64 << 10, MIB), (MIB, 4 * MIB), (3 * MIB, MIB)]
+)
 def test_published_manifest_is_true(
     store_settings: SettingsFactory, model: Path, chunk_size: int, range_size: int
 ) -> None:
@@ -87,7 +88,7 @@ def test_published_manifest_is_true(
         assert file.version == hashlib.md5(FILES[file.path]).hexdigest()
 
 
-@pytest.mark.parametrize("chunk_size", [64 << 10, MIB, 3 * MIB])
+@pytest.mark.parametrize("chunk_size", [64 << 10, 3 * MIB])
 def test_libtorrent_finds_every_piece_of_the_torrent_on_disk(
     store_settings: SettingsFactory, model: Path, chunk_size: int
 ) -> None:
@@ -331,6 +332,16 @@ def test_origin_without_versions_is_refused(
     fs.rm("/unversioned", recursive=True)
 
 
+def test_model_with_too_many_chunks_is_refused_before_it_is_read(
+    store_settings: SettingsFactory, tmp_path: Path
+) -> None:
+    (tmp_path / "m").mkdir()
+    with (tmp_path / "m/model.safetensors").open("wb") as file:
+        file.truncate(64 << 30)
+    with pytest.raises(UsageError, match="a larger chunk_size"):
+        publish(str(tmp_path / "m"), store_settings(chunk_size=64 << 10))
+
+
 def test_other_refusals(
     settings: Settings, web: WebServer, store_settings: SettingsFactory
 ) -> None:
@@ -340,6 +351,8 @@ def test_other_refusals(
         publish("s3://models/nothing-here", settings)
     with pytest.raises(UsageError, match="--to"):
         publish(f"{web.url}/m", settings)
+    with pytest.raises(UsageError, match="is in the model"):
+        publish(URI, settings, to=f"{URI}/hashes")
     with pytest.raises(UsageError, match="16 KiB"):
         publish(URI, store_settings(chunk_size=68 << 10))
 

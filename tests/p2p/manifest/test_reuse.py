@@ -20,7 +20,8 @@ from weightstream.cachefs.prefetch import prefetch
 from weightstream.cachefs.store import Store, StoredBlob
 from weightstream.p2p.manifest import Manifest, publish
 from weightstream.p2p.manifest.parse import encode, parse
-from weightstream.p2p.manifest.reuse import Reused, confirm, reuse, reuse_model, same_chunks
+from weightstream.p2p.manifest.reuse import Reused, confirm, reuse, reuse_model
+from weightstream.p2p.manifest.same import same_chunks
 from weightstream.settings import Settings
 
 MIB = 1 << 20

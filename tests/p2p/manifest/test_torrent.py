@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.kit.models import random_bytes
 
@@ -69,6 +69,7 @@ VALUES: Any = st.recursive(
 def test_libtorrent_reads_what_was_bencoded() -> None:
     lt = pytest.importorskip("libtorrent")
 
+    @settings(deadline=None)
     @given(st.dictionaries(st.binary(max_size=5), VALUES, max_size=4))
     def check(value: Any) -> None:
         assert lt.bdecode(bencode(value)) == value

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from weightstream import metrics
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch.claims import Run
-from weightstream.cachefs.fetch.landing import Lease
+from weightstream.cachefs.fetch.landing import Lease, Priority
 from weightstream.cachefs.fetch.retry import delay_s
 from weightstream.cachefs.fetch.slabs import Slab, SlabPool
 from weightstream.cachefs.fetch.source import Source
@@ -31,7 +31,11 @@ log = logging.getLogger(__name__)
 class Attempt:
     """The `Transfer` of one attempt: counts bytes into a sink, can be cancelled from outside."""
 
-    def __init__(self, sink: Callable[[int], None]) -> None:
+    def __init__(
+        self, sink: Callable[[int], None], urgent: bool = False, step_bytes: int = 1 << 20
+    ) -> None:
+        self.urgent = urgent
+        self.step_bytes = step_bytes
         self._sink = sink
         self._lock = threading.Lock()
         self._callback: Callable[[], None] | None = None
@@ -86,6 +90,11 @@ class Job:
         """Return the blob that is read."""
         return self.part.blob
 
+    @property
+    def is_urgent(self) -> bool:
+        """Say that a reader waits for a piece of it."""
+        return any(piece.priority is Priority.DEMAND for piece in self.pieces)
+
     # The reading thread
 
     def fetch(self, source: Source, deadline_s: float) -> None:
@@ -105,7 +114,7 @@ class Job:
             self._end()
 
     def _attempt_once(self, source: Source) -> None:
-        attempt = Attempt(self._advance)
+        attempt = Attempt(self._advance, self.is_urgent)
         with self._lock:
             self._attempt = attempt
         if self.flow.ended or self._rescue is not None:
@@ -202,7 +211,7 @@ class Job:
 
     def _race(self, source: Source, start: int, slab: Slab) -> bool:
         """Read into `slab`; True when it is the reading thread's now, to copy from."""
-        attempt = Attempt(lambda _: None)
+        attempt = Attempt(lambda _: None, self.is_urgent)
         with self._lock:
             if self._ended:
                 return False  # the source may be closed by now

@@ -9,6 +9,11 @@ from weightstream.cachefs.blob import Blob, Extent
 class Transfer(Protocol):
     """What a source tells the engine about one range while it reads it, and hears from it."""
 
+    step_bytes: int
+    """How often it wants to hear, at the least: bytes that are passed on must not lie around."""
+    urgent: bool
+    """A reader waits for this very range."""
+
     def advance(self, count: int) -> None:
         """Say that the next `count` bytes of the range are valid in the buffer.
 

@@ -61,15 +61,17 @@ def receive(sock: socket.socket, into: memoryview, done: int, transfer: Transfer
 
 def _receive_plain(sock: socket.socket, into: memoryview, done: int, transfer: Transfer) -> int:
     told, total = 0, len(into)
-    calm_until = total - STEP_BYTES - WAKE_BYTES
+    step = min(STEP_BYTES, transfer.step_bytes)
+    wake = min(WAKE_BYTES, step)
+    calm_until = total - step - wake
     calm = done <= calm_until
     if calm:
-        _wake_after(sock, WAKE_BYTES)
+        _wake_after(sock, wake)
     while done < total:
         if calm and done > calm_until:
             calm = False
             _wake_after(sock, 1)
-        count = sock.recv_into(into[done:], min(STEP_BYTES, total - done), socket.MSG_WAITALL)
+        count = sock.recv_into(into[done:], min(step, total - done), socket.MSG_WAITALL)
         if count == 0:
             break
         done += count
@@ -112,7 +114,7 @@ def _receive_tls(sock: ssl.SSLSocket, into: memoryview, done: int, transfer: Tra
         if count == 0:
             break
         done += count
-        if done - told >= STEP_BYTES:
+        if done - told >= min(STEP_BYTES, transfer.step_bytes):
             transfer.advance(done - told)
             told = done
     if told < done:

@@ -75,7 +75,9 @@ def peering_of(
     """Return this node's peers; None when the settings name none."""
     if not settings.peers:
         return None
-    raise UsageError("peers are not built in yet: leave the setting `peers` empty")
+    from weightstream.p2p.peering import open_peering
+
+    return open_peering(settings, store, engine, origins.source_for)
 
 
 def _mount(text: str) -> _Mount:

@@ -109,6 +109,8 @@ class Notes:
     on_advance: Callable[[int], None] | None = None
     callback: Callable[[], None] | None = None
     registered: threading.Event = field(default_factory=threading.Event)
+    urgent: bool = False
+    step_bytes: int = 1 << 20
 
     def advance(self, count: int) -> None:
         self.advanced.append(count)

@@ -36,6 +36,9 @@ _REMEDIES: tuple[tuple[type[OriginError], str], ...] = (
 class OneByte:
     """A transfer that nobody watches."""
 
+    urgent = False
+    step_bytes = 1 << 20
+
     def advance(self, count: int) -> None:
         """Ignore it."""
 

@@ -1,0 +1,1 @@
+"""Clusters of nodes on shaped links, in network namespaces of one machine."""

@@ -1,0 +1,143 @@
+"""One node of a cluster: loads a file when told to, serves its peers until told to end.
+
+`python -m weightstream.bench.cluster.node JOB` with the job as JSON. Lines on stdin: `go`, then
+anything to end; on stdout: `ready`, then the result as JSON.
+"""
+
+import json
+import mmap
+import resource
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from blake3 import blake3
+
+from weightstream import metrics
+from weightstream.cachefs.blob import Blob, Extent
+from weightstream.cachefs.fetch import Flow, Wanted, process_engine
+from weightstream.cachefs.fetch.source import Source
+from weightstream.cachefs.origin import open_origin
+from weightstream.cachefs.store import Store
+from weightstream.log import configure
+from weightstream.p2p.peering import open_peering
+from weightstream.settings import load_settings
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a node is to do."""
+
+    uri: str
+    settings: dict[str, Any]
+    peered: bool = True
+    store: bool = False
+    """Keep what is fetched, as a loader on the node would."""
+    load: bool = True
+    """False: only serve."""
+    faults: int = 0
+    """Read that many chunks at random places while the load runs, as page faults do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a node measured; `digest` is the BLAKE3 of what it read."""
+
+    seconds: float
+    cpu_s: float
+    digest: str
+    sources: dict[str, float]
+    fault_s: tuple[float, ...] = ()
+    error: str = ""
+
+
+class _Lease:
+    def __init__(self, view: memoryview) -> None:
+        self.view = view
+
+    def hold(self) -> None:
+        return
+
+    def release(self) -> None:
+        return
+
+
+class _Whole:
+    """All of a file in memory of its own."""
+
+    exposes_memory = True
+
+    def __init__(self, size: int) -> None:
+        self.memory = memoryview(mmap.mmap(-1, size))
+
+    def reserve(self, extent: Extent) -> _Lease:
+        return _Lease(self.memory[extent.start : extent.stop])
+
+    def landed(self, extent: Extent) -> None:
+        return
+
+
+def main() -> None:
+    """Run a node."""
+    job = Job(**json.loads(sys.argv[1]))
+    settings = load_settings(job.settings)
+    configure(settings.log_level)
+    engine = process_engine(settings)
+    origin = open_origin(job.uri, settings)
+    store = Store.open(settings) if job.store else None
+    exchange = None
+    if job.peered:
+        exchange = open_peering(settings, store, engine, lambda blob: origin)
+    (blob,) = origin.list(job.uri)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    if job.load:
+        result = _load(job, exchange or origin, blob, store)
+        print(json.dumps(asdict(result)), flush=True)
+    sys.stdin.readline()
+    if exchange is not None:
+        exchange.close()
+
+
+def _load(job: Job, source: Source, blob: Blob, store: Store | None) -> Result:
+    engine = process_engine(load_settings(job.settings))
+    landing = _Whole(blob.size)
+    began_s, began_cpu_s = time.monotonic(), _cpu_s()
+    wanted = [Wanted(blob, landing, (blob.whole(),))]
+    error, fault_s = "", [0.0] * 0
+    with engine.start(wanted, source, store) as flow:
+        faulter = threading.Thread(target=_fault, args=(job, flow, blob, fault_s))
+        if job.faults:
+            faulter.start()
+        try:
+            flow.wait(blob, blob.whole())
+        except Exception as failure:
+            error = repr(failure)
+        seconds, cpu_s = time.monotonic() - began_s, _cpu_s() - began_cpu_s
+        if job.faults:
+            faulter.join()
+    digest = blake3(landing.memory).hexdigest()
+    return Result(seconds, cpu_s, digest, _bytes(), tuple(fault_s), error)
+
+
+def _fault(job: Job, flow: Flow, blob: Blob, seconds: list[float]) -> None:
+    raise NotImplementedError
+
+
+def _bytes() -> dict[str, float]:
+    found = {}
+    for name, value in metrics.samples().items():
+        if name.startswith("weightstream_peer_bytes_total"):
+            found[name.split('"')[1]] = value
+    return found
+
+
+def _cpu_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""Scenarios of a cluster on shaped links; see `SCENARIOS` for what they are.
+
+`python -m weightstream.bench.cluster.run [--only NAME ...] [--repeat N]`
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from weightstream.bench.certificates import Certificates, make_certificates
+from weightstream.bench.cluster.net import ORIGIN, Network, Plan, network
+from weightstream.bench.cluster.node import Job, Result
+from weightstream.bench.errors import BenchError
+from weightstream.bench.servers import Server, nginx
+
+MIB = 1 << 20
+_READY_S = 60.0
+_LOAD_S = 180.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One cell: a network, what its nodes do, and what is asked of it."""
+
+    name: str
+    plan: Plan
+    size_bytes: int = 256 * MIB
+    peered: bool = True
+    settings: dict[str, Any] = field(default_factory=dict)
+    stagger_s: float = 0.0
+    warm: int = 0
+    """So many nodes load before the clock starts."""
+    bound_mbit: float = 0.0
+    """What the time is compared with, when it is not the link."""
+
+    @property
+    def bound_s(self) -> float:
+        """Return the least time that one node's link allows."""
+        rate = self.plan.payload_bytes_s
+        if self.bound_mbit:
+            rate *= self.bound_mbit / self.plan.mbit
+        return self.size_bytes / rate
+
+
+SCENARIOS = (
+    Scenario("crowd-2", Plan(2)),
+    Scenario("crowd-4", Plan(4)),
+    Scenario("crowd-8", Plan(8)),
+    Scenario("capped-8", Plan(8, client_cap_mbit=50)),
+    Scenario("alone-1", Plan(1)),
+    Scenario("alone-4", Plan(4), peered=False),
+    Scenario("stagger-8", Plan(8), stagger_s=1.5),
+    Scenario("join-warm-5", Plan(5), warm=4),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One run of a scenario."""
+
+    scenario: str
+    seconds: tuple[float, ...]
+    """By node, those that were measured."""
+    bound_s: float
+    egress: float
+    """What the origin sent of the file's bytes, in files."""
+    cpu_s: tuple[float, ...]
+    sources: tuple[dict[str, float], ...]
+    errors: tuple[str, ...]
+
+    @property
+    def of_bound(self) -> float:
+        """Return the slowest node's time over the bound."""
+        return max(self.seconds) / self.bound_s
+
+
+class Node:
+    """A node's process."""
+
+    def __init__(self, net: Network, end: int, job: Job, env: dict[str, str], log: Path) -> None:
+        self.end = end
+        command = [*net.prefix(end), sys.executable, "-m", "weightstream.bench.cluster.node"]
+        self._log = log.open("wb")
+        self.process = subprocess.Popen(
+            [*command, json.dumps(asdict(job))],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=env, text=True,
+        )  # fmt: skip
+
+    def wait_ready(self) -> None:
+        """Return when it may be told to go."""
+        assert self.process.stdout is not None
+        if self.process.stdout.readline().strip() != "ready":
+            raise BenchError(f"node {self.end} did not start: see {self._log.name}")
+
+    def tell(self, word: str) -> None:
+        """Send a line."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+
+    def result(self) -> Result:
+        """Wait for what it measured."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise BenchError(f"node {self.end} died: see {self._log.name}")
+        return Result(**json.loads(line))
+
+    def close(self) -> None:
+        """End it."""
+        try:
+            self.tell("end")
+            self.process.wait(10)
+        except (OSError, subprocess.TimeoutExpired):
+            pass
+        finally:
+            self.process.kill()
+            self.process.wait(10)
+            self._log.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run works: the served file and the scratch folder."""
+
+    work: Path
+    root: Path
+    digest: str
+    certificates: Certificates
+
+
+def run(place: Place, scenario: Scenario) -> Outcome:
+    """Run a scenario once."""
+    with ExitStack() as stack:
+        net = stack.enter_context(network(scenario.plan))
+        server = stack.enter_context(
+            nginx(
+                place.root, "models", place.work / "nginx", place.certificates,
+                net.address(ORIGIN), net.prefix(ORIGIN),
+            )
+        )  # fmt: skip
+        nodes = [
+            Node(net, end, _job(scenario, net, place, end), _env(server), place.work / f"{end}.log")
+            for end in range(1, scenario.plan.nodes + 1)
+        ]
+        for node in nodes:
+            stack.callback(node.close)
+        for node in nodes:
+            node.wait_ready()
+        time.sleep(2.5)  # the members have found each other
+        return _measure(place, scenario, server, nodes)
+
+
+def _measure(place: Place, scenario: Scenario, server: Server, nodes: list[Node]) -> Outcome:
+    warm, measured = nodes[: scenario.warm], nodes[scenario.warm :]
+    for node in warm:
+        node.tell("go")
+    for node in warm:
+        node.result()
+    mark = server.mark()
+    for node in measured:
+        node.tell("go")
+        time.sleep(scenario.stagger_s)
+    results = [node.result() for node in measured]
+    wrong = [f"node {i}: wrong bytes" for i, r in enumerate(results) if r.digest != place.digest]
+    return Outcome(
+        scenario.name,
+        tuple(r.seconds for r in results),
+        scenario.bound_s,
+        server.traffic(mark).data_bytes / scenario.size_bytes,
+        tuple(r.cpu_s for r in results),
+        tuple(r.sources for r in results),
+        (*(r.error for r in results if r.error), *wrong),
+    )
+
+
+def _job(scenario: Scenario, net: Network, place: Place, end: int) -> Job:
+    store = place.work / f"store{end}"
+    peers = [f"{net.address(n)}:7470" for n in range(1, scenario.plan.nodes + 1)]
+    settings = {
+        "store": str(store),
+        "peer_listen": f"{net.address(end)}:7470",
+        "peer_encryption": "off",
+        "peers": ",".join(peers),
+        "store_min_free_bytes": 0,
+        "memory_budget": 1 << 30,
+        **scenario.settings,
+    }
+    return Job("s3://models/model.safetensors", settings, scenario.peered)
+
+
+def _env(server: Server) -> dict[str, str]:
+    return os.environ | {
+        "AWS_ENDPOINT_URL": server.endpoint(tls=False),
+        "AWS_ACCESS_KEY_ID": "bench",
+        "AWS_SECRET_ACCESS_KEY": "bench-secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+@contextmanager
+def place(size_bytes: int) -> Iterator[Place]:
+    """Make the file that everybody loads."""
+    with tempfile.TemporaryDirectory(prefix="weightstream-cluster-") as name:
+        work = Path(os.environ.get("KEEP") or name)
+        (work / "root" / "models").mkdir(parents=True)
+        hasher = blake3()
+        with (work / "root" / "models" / "model.safetensors").open("wb") as file:
+            for _ in range(size_bytes // MIB):
+                block = os.urandom(MIB)
+                hasher.update(block)
+                file.write(block)
+        yield Place(
+            work, work / "root", hasher.hexdigest(), make_certificates(work / "tls", ("127.0.0.1",))
+        )
+
+
+def main() -> None:
+    """Run scenarios, interleaved, and print what came of them."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--set", nargs="*", default=[])
+    parser.add_argument("--mbit", type=int, default=200, help="each link's rate")
+    given = parser.parse_args()
+    chosen = [s for s in SCENARIOS if not given.only or s.name in given.only]
+    more = dict(pair.split("=", 1) for pair in given.set)
+    chosen = [
+        replace(s, settings={**s.settings, **more}, plan=replace(s.plan, mbit=given.mbit))
+        for s in chosen
+    ]
+    outcomes: dict[str, list[Outcome]] = {}
+    with place(256 * MIB) as where:
+        for _ in range(given.repeat):
+            for scenario in chosen:
+                outcome = run(where, scenario)
+                outcomes.setdefault(scenario.name, []).append(outcome)
+                show(outcome)
+    for name, found in outcomes.items():
+        of_bound = statistics.median(o.of_bound for o in found)
+        egress = statistics.median(o.egress for o in found)
+        print(f"{name}: {of_bound:.2f} of the bound, egress {egress:.2f}")
+
+
+def show(outcome: Outcome) -> None:
+    """Print one run."""
+    times = " ".join(f"{s:.1f}" for s in outcome.seconds)
+    cpu = statistics.median(outcome.cpu_s)
+    print(
+        f"{outcome.scenario}: {times} s, {outcome.of_bound:.2f} of {outcome.bound_s:.1f} s; "
+        f"egress {outcome.egress:.3f}; {cpu:.2f} CPU s a node",
+        *outcome.errors,
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""What local readers are going to want, brought ahead of them.
+
+A node that loads a model brings its own part from the origin (the gate's work) and, at the same
+time, everybody else's part from their homes, in file order, with `peer_window` bytes in flight.
+In file order because that is how it is read; measured, random order took 1.64 of the bound where
+this took 1.09.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+
+from weightstream.cachefs.blob import Blob, Extent
+from weightstream.p2p.exchange.flights import Flight, Shelf
+from weightstream.p2p.exchange.relay import Relay
+from weightstream.p2p.schedule import route
+
+_IDLE_S = 2.0
+_LOOK_AGAIN_S = 0.25
+_MOST_WORKERS = 64
+_MOST_CROWD = 16
+"""A mesh needs a chunk in flight from every home, or some links are idle."""
+_ROOM_S = 30.0
+
+
+class Planned:
+    """What one reader wants of one blob: these chunks in this order."""
+
+    def __init__(self, relay: Relay, extents: Sequence[Extent]) -> None:
+        self.relay = relay
+        self.chunks = _chunks(relay, extents)
+        self.is_open = True
+        self._next = 0
+        self._next_own = 0
+        self._epoch = self._seen_epoch = -1
+
+    def next_flight(self) -> Flight | None:
+        """Return a new flight for the next chunk that a peer is to give."""
+        relay = self.relay
+        if relay.crowd.epoch != self._seen_epoch:  # what was ours may be a peer's now
+            self._seen_epoch, self._next = relay.crowd.epoch, 0
+        while self._next < len(self.chunks):
+            chunk = self.chunks[self._next]
+            self._next += 1
+            if relay.is_wanting(chunk) and not route(relay.view(), chunk).is_own:
+                flight, new = relay.board(chunk)
+                if new:
+                    flight.unread = True
+                    return flight
+        return None
+
+    def next_own(self) -> Flight | None:
+        """Return a new flight for the next chunk that this node is to read from the origin."""
+        relay = self.relay
+        if relay.crowd.epoch != self._epoch:
+            self._epoch, self._next_own = relay.crowd.epoch, 0
+        view = relay.view()
+        while self._next_own < len(self.chunks):
+            chunk = self.chunks[self._next_own]
+            self._next_own += 1
+            if relay.is_wanting(chunk) and route(view, chunk).is_own:
+                flight, new = relay.board(chunk)
+                if new:
+                    flight.unread = True
+                    return flight
+        return None
+
+
+class Bulk:
+    """The plans of all readers and the threads that follow them. Thread-safe."""
+
+    def __init__(self, shelf: Shelf, window_bytes: int, chunk_size: int) -> None:
+        self._shelf = shelf
+        self._most = max(2, min(_MOST_WORKERS, window_bytes // chunk_size))
+        self._changed = threading.Condition()
+        self._planned: list[Planned] = []
+        self._picking = threading.Lock()
+        self._filling = threading.Lock()
+        self._threads = 0
+        self._closed = False
+
+    def add(self, planned: Sequence[Planned]) -> None:
+        """Begin to follow a plan."""
+        with self._changed:
+            self._planned.extend(planned)
+            crowd = max((len(one.relay.crowd.nodes) for one in planned), default=1)
+            most = max(self._most, min(_MOST_CROWD, crowd))
+            while self._threads < most and not self._closed:
+                self._threads += 1
+                threading.Thread(target=self._run, daemon=True, name="weightstream-bulk").start()
+            self._changed.notify_all()
+
+    def remove(self, planned: Sequence[Planned]) -> None:
+        """Stop to follow it: what runs is finished."""
+        with self._changed:
+            for one in planned:
+                one.is_open = False
+            self._planned = [one for one in self._planned if one.is_open]
+
+    @property
+    def blobs(self) -> tuple[Blob, ...]:
+        """Return what is being brought."""
+        return tuple(one.relay.blob for one in tuple(self._planned))
+
+    def next_own(self) -> Flight | None:
+        """Return what the gate is to read next; see `OwnWork`."""
+        with self._picking:
+            for planned in tuple(self._planned):
+                if (flight := planned.next_own()) is not None:
+                    return flight
+        return None
+
+    def close(self) -> None:
+        """End the threads once what they bring is over."""
+        with self._changed:
+            self._closed = True
+            self._planned.clear()
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        idle_since_s = time.monotonic()
+        while True:
+            found = self._next()
+            if found is not None:
+                planned, flight = found
+                planned.relay.bring(flight)
+                idle_since_s = time.monotonic()
+                continue
+            with self._changed:
+                if self._closed or time.monotonic() - idle_since_s > _IDLE_S:
+                    self._threads -= 1
+                    return
+                self._changed.wait(_LOOK_AGAIN_S)
+
+    def _next(self) -> tuple[Planned, Flight] | None:
+        """Pick a flight and give it memory, one thread at a time: the first to be read gets it
+        first, or a reader could wait for a chunk whose memory those behind it have taken."""
+        with self._filling:
+            with self._picking:
+                found = self._pick()
+            if found is not None:
+                found[1].slab = self._shelf.take(found[1], _ROOM_S)
+        return found
+
+    def _pick(self) -> tuple[Planned, Flight] | None:
+        for planned in tuple(self._planned):
+            flight = planned.next_flight()
+            if flight is not None:
+                return planned, flight
+        return None
+
+
+def _chunks(relay: Relay, extents: Sequence[Extent]) -> tuple[int, ...]:
+    found: dict[int, None] = {}
+    for extent in extents:
+        stop = -(-min(extent.stop, relay.blob.size) // relay.chunk_size)
+        found.update(dict.fromkeys(range(extent.start // relay.chunk_size, stop)))
+    return tuple(found)

@@ -1,0 +1,130 @@
+"""Who loads or holds a blob, and which chunks each is known to have."""
+
+import base64
+import threading
+from collections.abc import Iterator, Mapping
+
+from weightstream.p2p.exchange.wire import WireError
+from weightstream.p2p.schedule import Homes, View, standing
+
+_MESH = 16
+"""Up to so many nodes ask each home themselves; more pass chunks down trees."""
+_FAN_OUT = 4
+
+
+class _Holders(Mapping[int, frozenset[str]]):
+    """By chunk, who has it: looked up when asked, from a flag per node and chunk."""
+
+    def __init__(self, flags: Mapping[str, bytearray]) -> None:
+        self._flags = flags
+
+    def __getitem__(self, chunk: int) -> frozenset[str]:
+        return frozenset(node for node, flags in tuple(self._flags.items()) if flags[chunk])
+
+    def __iter__(self) -> Iterator[int]:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+class Crowd:
+    """The crowd of one blob as one node sees it. Thread-safe."""
+
+    def __init__(self, me: str, blob_id: str, n_chunks: int) -> None:
+        self._me = me
+        self._blob_id = blob_id
+        self._n_chunks = n_chunks
+        self._lock = threading.Lock()
+        self._homes = Homes((me,))
+        self._starts: dict[str, int] = {me: 0}
+        self._flags: dict[str, bytearray] = {}
+        self.epoch = 0
+        """Changes whenever homes do."""
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Return who reads from the origin, this node included."""
+        return self._homes.order
+
+    @property
+    def holders(self) -> tuple[str, ...]:
+        """Return who is known to have a chunk."""
+        return tuple(node for node, flags in tuple(self._flags.items()) if any(flags))
+
+    def home(self, chunk: int) -> str:
+        """Return who reads a chunk from the origin when nobody is down or slow."""
+        return self._homes.home(chunk)
+
+    @property
+    def starts(self) -> Mapping[str, int]:
+        """Return from which chunk on each node may be home, by node; see `Homes`."""
+        with self._lock:
+            return dict(self._starts)
+
+    def set_start(self, node: str, start: int) -> None:
+        """Hear from which chunk on a node may be home."""
+        with self._lock:
+            if self._starts.get(node) != start:
+                self._starts[node] = start
+                self._draw(self._homes.order)
+
+    def add(self, node: str, reads_origin: bool, held: bytes, start: int) -> None:
+        """Take a node in, or hear more of it."""
+        with self._lock:
+            flags = self._flags.setdefault(node, bytearray(self._n_chunks))
+            for i, has in enumerate(held):
+                if has:
+                    flags[i] = 1
+            if reads_origin and (node not in self._homes.order or self._starts[node] != start):
+                self._starts[node] = start
+                self._draw((*self._homes.order, node))
+
+    def remove(self, node: str) -> None:
+        """Forget a node."""
+        with self._lock:
+            self._flags.pop(node, None)
+            if node in self._homes.order and node != self._me:
+                del self._starts[node]
+                self._draw(tuple(n for n in self._homes.order if n != node))
+
+    def _draw(self, nodes: tuple[str, ...]) -> None:
+        """Make the homes anew; the lock is held."""
+        order = standing(self._blob_id, nodes)
+        starts = tuple(self._starts[node] for node in order)
+        self._homes = Homes(order, starts if any(starts) else ())
+        self.epoch += 1
+
+    def note(self, node: str, chunk: int, has: bool) -> None:
+        """Hear that a node has a chunk, or has not."""
+        flags = self._flags.get(node)
+        if flags is not None:
+            flags[chunk] = has
+
+    def view(self, down: frozenset[str], slow: frozenset[str], zones: Mapping[str, str]) -> View:
+        """Return what the schedule decides by."""
+        fan_out = _FAN_OUT if len(self._homes.order) > _MESH else None
+        holders = _Holders(self._flags)
+        return View(self._me, self._homes, holders, down, slow, zones, fan_out)
+
+
+def pack_flags(flags: bytes) -> str:
+    """Return a byte per chunk as base64 of a bit per chunk."""
+    bits = bytearray(-(-len(flags) // 8))
+    for i, flag in enumerate(flags):
+        if flag:
+            bits[i // 8] |= 1 << i % 8
+    return base64.b64encode(bits).decode()
+
+
+def unpack_flags(text: object, count: int) -> bytes:
+    """Return what `pack_flags` packed; WireError for anything else."""
+    if not isinstance(text, str) or len(text) > 4 * (count // 24 + 2):
+        raise WireError("bad chunk flags")
+    try:
+        bits = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise WireError("bad chunk flags") from error
+    if len(bits) != -(-count // 8):
+        raise WireError("bad chunk flags")
+    return bytes(bits[i // 8] >> i % 8 & 1 for i in range(count))

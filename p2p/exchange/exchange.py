@@ -1,0 +1,387 @@
+"""The exchange of a node: one `Source` whose bytes come from peers, or from the origin once.
+
+    reader -> read_into -> flight <- bring (a peer) | gate (the origin, this node's part)
+    peer   -> server    -> flight, or the store's file
+
+Locks: `_lock` guards the table of relays and is never held across I/O.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from weightstream import __version__, metrics
+from weightstream.cachefs.agent.peering import PeeringStatus
+from weightstream.cachefs.blob import Blob, Extent
+from weightstream.cachefs.fetch.checks import Summed
+from weightstream.cachefs.fetch.slabs import SlabPool
+from weightstream.cachefs.fetch.source import Source, Transfer
+from weightstream.cachefs.origin import Checksum
+from weightstream.cachefs.store import Store
+from weightstream.cachefs.store.write_back import copy
+from weightstream.errors import LoadCancelled, UnavailableError, UsageError
+from weightstream.p2p.exchange.bulk import Bulk, Planned
+from weightstream.p2p.exchange.client import PeerClient
+from weightstream.p2p.exchange.flights import Flight, FlightState, Shelf
+from weightstream.p2p.exchange.gate import Gate
+from weightstream.p2p.exchange.joining import Joining
+from weightstream.p2p.exchange.lanes import Lanes
+from weightstream.p2p.exchange.relay import Neighbours, Parts, Relay
+from weightstream.p2p.exchange.server import Asked, HeldChunk, Server
+from weightstream.p2p.identity import Identity
+from weightstream.p2p.members import Membership
+from weightstream.p2p.schedule import ORIGIN, route
+from weightstream.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_STEP_BYTES = 1 << 20
+_LOOK_S = 0.25
+_HOUSE_S = 1.0
+_REST_S = 20.0
+_FORGET_S = 300.0
+_STREAMS_ALONE = 8
+
+
+class _Plan:
+    """What one reader asked for; see `Exchange.plan`."""
+
+    def __init__(self, exchange: "Exchange", planned: Sequence[Planned]) -> None:
+        self._exchange = exchange
+        self.planned = planned
+
+    def close(self) -> None:
+        """Say that the reader is done."""
+        self._exchange.end_plan(self.planned)
+
+
+class Exchange:
+    """Satisfies `Source` and `Home`; thread-safe; close it."""
+
+    name = "peers"
+
+    def __init__(
+        self,
+        settings: Settings,
+        identity: Identity,
+        store: Store | None,
+        slabs: SlabPool,
+        budget_bytes: int,
+        sources: Callable[[Blob], Source | None],
+        digest_of: Callable[[Blob, int, int], bytes | None] = lambda blob, size, chunk: None,
+    ) -> None:
+        self._settings = settings
+        self._identity = identity
+        self._sources = sources
+        self._lock = threading.Lock()
+        self._relays: dict[tuple[str, int], Relay] = {}
+        self._closed = False
+        self._draining = False
+        self._membership: Membership | None = None
+        self._sending, receiving = Lanes(), Lanes()
+        self._shelf = Shelf(slabs, budget_bytes // 2, self._is_stored)
+        self._shelf.on_drop = self._forget
+        self._bulk = Bulk(self._shelf, settings.peer_window, settings.chunk_size)
+        self._client = PeerClient(identity, receiving)
+        self._gate = Gate(
+            self._bulk, self._shelf, receiving, sources, settings.deadline_s, self._streams
+        )
+        self._neighbours = Neighbours(
+            lambda: self._membership.members() if self._membership else (), self._client
+        )
+        self._parts = Parts(
+            identity.node, store, self._shelf, self._gate, self._client, self._neighbours,
+            self._suspect, self._may_read, digest_of,
+        )  # fmt: skip
+        self._joining = Joining(self._parts, settings)
+        self._server = Server(settings.peer_listen, self, identity, self._sending)
+        self._asleep = threading.Event()
+        threading.Thread(target=self._keep_house, daemon=True, name="weightstream-relays").start()
+
+    @property
+    def port(self) -> int:
+        """Return where peers are served."""
+        return self._server.port
+
+    def attach(self, membership: Membership) -> None:
+        """Take part: these are the members. Until then the node is alone."""
+        self._membership = membership
+        membership.on_change = self._members_changed
+
+    # What local readers call
+
+    def read_into(self, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
+        """Fill `into` from `start`; see `Source.read_into`."""
+        urgent = transfer.urgent
+        relay = self._relay(blob)
+        self._joining.wait(relay, urgent)
+        done = 0
+        while done < len(into):
+            i, offset = divmod(start + done, relay.chunk_size)
+            count = min(len(relay.chunk(i)) - offset, len(into) - done)
+            self._read_chunk(relay, i, offset, into[done : done + count], transfer, urgent)
+            done += count
+
+    def checksum(self, blob: Blob) -> Checksum | None:
+        """Return the origin's checksum of the whole file, if it keeps one."""
+        source = self._sources(blob)
+        if not isinstance(source, Summed):
+            return None
+        return source.checksum(blob)
+
+    def plan(self, wanted: Sequence[tuple[Blob, tuple[Extent, ...]]]) -> _Plan:
+        """Begin with what a reader is going to want; it says `close` when it is done."""
+        planned = [Planned(self._relay(blob), extents) for blob, extents in wanted if blob.version]
+        threading.Thread(
+            target=self._begin_plan, args=(planned,), daemon=True, name="weightstream-plan"
+        ).start()
+        return _Plan(self, planned)
+
+    def end_plan(self, planned: Sequence[Planned]) -> None:
+        """See `_Plan.close`."""
+        self._bulk.remove(planned)
+        for one in planned:
+            one.relay.rest()
+
+    def _begin_plan(self, planned: Sequence[Planned]) -> None:
+        for one in planned:
+            self._joining.begin(one.relay)
+        for one in planned:
+            self._joining.wait(one.relay, urgent=False)
+        self._bulk.add([one for one in planned if one.is_open])
+        self._gate.poke()
+
+    def _read_chunk(
+        self, relay: Relay, i: int, offset: int, into: memoryview, transfer: Transfer, urgent: bool
+    ) -> None:
+        """Copy a part of a chunk out of its flight, while it arrives where that is allowed."""
+        flight = relay.flight(i)
+        if flight is None and relay.read_stored(i, offset, into):
+            transfer.advance(len(into))
+            return
+        flight = relay.want(i, urgent)
+        cancelled = threading.Event()
+
+        def cancel() -> None:
+            cancelled.set()
+            flight.wake()
+
+        transfer.on_cancel(cancel)
+        try:
+            self._copy(flight, offset, into, transfer, cancelled)
+        finally:
+            transfer.on_cancel(None)
+
+    def _copy(
+        self,
+        flight: Flight,
+        offset: int,
+        into: memoryview,
+        transfer: Transfer,
+        cancelled: threading.Event,
+    ) -> None:
+        done, until_s = 0, time.monotonic() + self._settings.deadline_s
+        while done < len(into):
+            visible = flight.wait_beyond(offset + done, _LOOK_S, local=True)
+            if cancelled.is_set() or self._closed:
+                raise LoadCancelled(f"{flight.blob.uri} {flight.extent}: not wanted any more")
+            if flight.state is FlightState.FAILED:
+                raise _failure(flight)
+            count = min(visible - offset, len(into)) - done
+            count = min(count, _STEP_BYTES)
+            if count <= 0:
+                if time.monotonic() > until_s:
+                    raise UnavailableError(f"{flight.blob.uri} {flight.extent}: no byte in time")
+                continue
+            slab = flight.hold()
+            if slab is None:
+                raise UnavailableError(f"{flight.blob.uri} {flight.extent}: its memory was needed")
+            try:
+                copy(slab.view[offset + done : offset + done + count], into[done : done + count])
+            finally:
+                slab.release()
+            done += count
+            until_s = time.monotonic() + self._settings.deadline_s
+            transfer.advance(count)
+        if offset + done == len(flight.extent):
+            flight.unread = False
+
+    # What the server asks
+
+    def hello(self) -> Mapping[str, Any]:
+        """See `Home`."""
+        return {
+            "node": self._identity.node,
+            "instance": self._identity.instance,
+            "zone": self._identity.zone,
+            "version": __version__,
+        }
+
+    def joined(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See `Home`."""
+        return self._joining.joined(message, self._known, self._peek)
+
+    def left(self, message: Mapping[str, Any]) -> None:
+        """See `Home`."""
+        node = str(message.get("node", ""))
+        for relay in self._all_relays():
+            relay.crowd.remove(node)
+
+    def give(
+        self, blob_id: str, chunk_size: int, chunk: int, asked: Asked
+    ) -> Flight | HeldChunk | str | None:
+        """See `Home`."""
+        relay = self._known(blob_id, chunk_size)
+        if relay is None or not 0 <= chunk < relay.n_chunks or self._draining:
+            return None
+        relay.used_s = time.monotonic()
+        flight = relay.flight(chunk)
+        if flight is not None and self._is_passable(flight, asked.node):
+            flight.is_needed = True
+            if asked.fault and flight.is_at_gate:
+                self._gate.hurry(flight)
+            return flight
+        held = relay.held(chunk) if flight is None else None
+        if held is not None:
+            return held
+        return None if flight is not None else self._give_unheld(relay, chunk, asked)
+
+    @staticmethod
+    def _is_passable(flight: Flight, node: str) -> bool:
+        """Say that a peer may wait on it: not when this node has asked that very peer for it."""
+        return flight.position > 0 or flight.asking != node
+
+    def _give_unheld(self, relay: Relay, chunk: int, asked: Asked) -> Flight | str | None:
+        first = route(relay.view(), chunk).asks[0]
+        if first == asked.node:
+            return None if asked.insist else first
+        if asked.insist or first == ORIGIN:
+            if not self._may_read(relay.blob):
+                return None
+            flight, new = relay.board(chunk)
+            flight.is_needed = True
+            if new:
+                relay.want_own(flight, asked.fault)
+            return flight
+        return relay.want(chunk, asked.fault)  # passed on to whom we are a parent in a tree
+
+    # Relays
+
+    def _may_read(self, blob: Blob) -> bool:
+        return self._sources(blob) is not None
+
+    def _relay(self, blob: Blob) -> Relay:
+        if not blob.version or not blob.size:
+            raise UsageError(f"{blob.uri} has no version, or no bytes: it cannot be shared")
+        key = blob.id, self._settings.chunk_size
+        with self._lock:
+            if self._closed:
+                raise LoadCancelled("the exchange was closed")
+            relay = self._relays.get(key)
+            if relay is None:
+                relay = self._relays[key] = Relay(blob, self._settings.chunk_size, self._parts)
+        relay.used_s = time.monotonic()
+        return relay
+
+    def _known(self, blob_id: str, chunk_size: int) -> Relay | None:
+        with self._lock:
+            return self._relays.get((blob_id, chunk_size))
+
+    def _peek(self, blob: Blob) -> Relay | None:
+        """Return the relay of a blob that a peer speaks of: known here, or in the store."""
+        relay = self._known(blob.id, self._settings.chunk_size)
+        if relay is None and self._parts.store is not None:
+            probe = Relay(blob, self._settings.chunk_size, self._parts)
+            if any(probe.held_flags()):
+                with self._lock:
+                    relay = self._relays.setdefault((blob.id, probe.chunk_size), probe)
+            if relay is not probe:
+                probe.close()
+        return relay
+
+    def _all_relays(self) -> list[Relay]:
+        with self._lock:
+            return list(self._relays.values())
+
+    def _is_stored(self, flight: Flight) -> bool:
+        relay = self._known(flight.blob.id, self._settings.chunk_size)
+        return relay is not None and relay.is_stored(flight.chunk)
+
+    def _forget(self, flight: Flight) -> None:
+        relay = self._known(flight.blob.id, self._settings.chunk_size)
+        if relay is not None:
+            relay.forget(flight)
+
+    # Members
+
+    def _streams(self) -> int:
+        """Return how many bulk streams the gate may have: see `Gate`."""
+        crowds = [len(relay.crowd.nodes) for relay in self._all_relays() if not relay.is_idle]
+        return max(1, _STREAMS_ALONE // (max(crowds, default=1) ** 2))
+
+    def _suspect(self, node: str, why: str) -> None:
+        if self._membership is not None:
+            self._membership.suspect(node, why)
+
+    def _members_changed(self) -> None:
+        """Tell those who are new what we load, and look anew what is ours."""
+        self._joining.members_changed(self._all_relays())
+        self._gate.poke()
+
+    # Life
+
+    def status(self) -> PeeringStatus:
+        """Return what is going on."""
+        crowds = {r.blob.uri: len(r.crowd.nodes) for r in self._all_relays() if not r.is_idle}
+        ways = ("received", "sent", "origin")
+        return PeeringStatus(
+            members=tuple(sorted((self._identity.node, *self._neighbours.alive()))),
+            crowds=crowds,
+            bytes={way: int(metrics.PEER_BYTES.labels(way)._value.get()) for way in ways},
+            settled=self._membership is not None and self._membership.is_settled,
+        )
+
+    def drain(self) -> None:
+        """Serve nothing new; tell the others."""
+        self._draining = True
+        self._joining.leave()
+
+    def close(self) -> None:
+        """End everything; whoever reads gets `LoadCancelled`."""
+        with self._lock:
+            self._closed = True
+            relays = list(self._relays.values())
+        self._asleep.set()
+        self._joining.close()
+        self._bulk.close()
+        self._server.close()
+        self._client.close()
+        self._gate.close()
+        for relay in relays:
+            relay.fail(LoadCancelled("the exchange was closed"))
+            relay.close()
+        self._shelf.drop_all()
+        if self._membership is not None:
+            self._membership.close()
+
+    def _keep_house(self) -> None:
+        """Let go of memory that nobody asked for in a while, and forget what is long done."""
+        while not self._asleep.wait(_HOUSE_S):
+            now_s = time.monotonic()
+            relays = self._all_relays()
+            if all(now_s - relay.used_s > _REST_S for relay in relays):
+                self._shelf.drop_idle()
+            for relay in relays:
+                if now_s - relay.used_s > _FORGET_S and relay.is_idle:
+                    with self._lock:
+                        self._relays.pop((relay.blob.id, relay.chunk_size), None)
+                    self._joining.forget(relay)
+                    relay.close()
+
+
+def _failure(flight: Flight) -> Exception:
+    error = flight.error
+    assert error is not None
+    return error

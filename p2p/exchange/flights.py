@@ -1,0 +1,256 @@
+"""Chunks in memory: on their way, or landed and kept for those who will ask for them next.
+
+A flight is one chunk. It is QUEUED until somebody begins to fetch it, RUNNING while its bytes come,
+then LANDED or FAILED. Whoever wants the chunk in between waits on the same flight: single flight
+for local readers and peers alike. Bytes of a RUNNING flight may be passed on to peers, who check
+them themselves; to local readers only when they come from the origin.
+
+    QUEUED -> RUNNING -> LANDED -> dropped when memory is wanted
+                     \\-> FAILED
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from weightstream.cachefs.blob import Blob, Extent
+from weightstream.errors import WeightstreamError
+
+if TYPE_CHECKING:
+    from weightstream.cachefs.fetch.slabs import Slab, SlabPool
+
+_ROOM_POLL_S = 0.02
+
+
+class FlightState(Enum):
+    """See the module."""
+
+    QUEUED = auto()
+    RUNNING = auto()
+    LANDED = auto()
+    FAILED = auto()
+
+
+class Flight:
+    """One chunk on its way. Thread-safe."""
+
+    def __init__(self, blob: Blob, chunk: int, extent: Extent) -> None:
+        self.blob = blob
+        self.chunk = chunk
+        self.extent = extent
+        self.state = FlightState.QUEUED
+        self.position = 0
+        self.from_origin = False
+        self.digest = b""
+        self.error: WeightstreamError | None = None
+        self.generation = 0
+        """Counts restarts."""
+        self.asking = ""
+        """The peer that it is asked of now."""
+        self.chain: tuple[str, ...] = ()
+        """That peer, and through whom it waits itself."""
+        self.urgent = False
+        """A fault: it goes before bulk, here and at the sender."""
+        self.is_needed = False
+        """A reader or a peer waits for it."""
+        self.is_queued = False
+        self.unread = False
+        """A local plan wants it, and nobody has read it yet."""
+        self.slab: Slab | None = None
+        self._claimed = False
+        self._passing = 0
+        self._changed = threading.Condition()
+
+    @property
+    def is_at_gate(self) -> bool:
+        """Say that it waits for the origin behind others."""
+        return self.is_queued and self.state is FlightState.QUEUED
+
+    @property
+    def is_over(self) -> bool:
+        """Say that nothing more will come."""
+        return self.state in (FlightState.LANDED, FlightState.FAILED)
+
+    def claim(self) -> bool:
+        """Become the one who brings it; False when somebody is already."""
+        with self._changed:
+            mine = not self._claimed and not self.is_over
+            self._claimed = True
+            return mine
+
+    def begin(self, slab: "Slab") -> None:
+        """Start to fetch into `slab`, which the flight owns from now on."""
+        with self._changed:
+            self.slab = slab
+            self.state = FlightState.RUNNING
+            self._changed.notify_all()
+
+    def restart(self) -> None:
+        """Begin anew from the first byte: the source that brought some is not trusted any more.
+
+        What peers were passed of it they cannot complete: the digest never follows.
+        """
+        with self._changed:
+            self.position = 0
+            self.from_origin = False
+            self.generation += 1
+            self._changed.notify_all()
+
+    def advance(self, count: int) -> None:
+        """Say that the next `count` bytes are there; wakes only whom they are for."""
+        with self._changed:
+            self.position += count
+            if self.from_origin or self._passing:
+                self._changed.notify_all()
+
+    def land(self, digest: bytes) -> None:
+        """Say that all bytes are there and are what `digest` says."""
+        with self._changed:
+            self.digest = digest
+            self.position = len(self.extent)
+            self.state = FlightState.LANDED
+            self._changed.notify_all()
+
+    def fail(self, error: WeightstreamError) -> None:
+        """Say that nobody gave it."""
+        with self._changed:
+            if self.is_over:
+                return
+            self.error = error
+            self.state = FlightState.FAILED
+            self._changed.notify_all()
+        self.drop()
+
+    def wake(self) -> None:
+        """Have whoever waits look again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def wait_beyond(self, offset: int, timeout_s: float, local: bool) -> int:
+        """Return how many bytes may be read, more than `offset` unless time is up or it failed."""
+        with self._changed:
+            self._passing += not local
+            try:
+                self._changed.wait_for(
+                    lambda: self._visible(local) > offset or self.is_over, timeout_s
+                )
+            finally:
+                self._passing -= not local
+            return self._visible(local)
+
+    def wait_over(self, timeout_s: float) -> bool:
+        """Wait for the end; False when time is up."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.is_over, timeout_s)
+
+    def _visible(self, local: bool) -> int:
+        if self.state is FlightState.LANDED:
+            return len(self.extent)
+        if self.state is FlightState.RUNNING and (self.from_origin or not local):
+            return self.position
+        return 0
+
+    def hold(self) -> "Slab | None":
+        """Keep the memory for one more user, who releases the slab; None when it was dropped."""
+        with self._changed:
+            if self.slab is not None:
+                self.slab.hold()
+            return self.slab
+
+    def drop(self) -> None:
+        """Let the memory go as soon as its users are done."""
+        with self._changed:
+            slab, self.slab = self.slab, None
+        if slab is not None:
+            slab.release()
+
+
+class Shelf:
+    """The memory of all flights: landed ones stay until it is wanted, the oldest go first."""
+
+    def __init__(
+        self, slabs: "SlabPool", limit_bytes: int, is_stored: Callable[[Flight], bool]
+    ) -> None:
+        self._slabs = slabs
+        self._limit_bytes = limit_bytes
+        self._is_stored = is_stored
+        self._lock = threading.Lock()
+        self._landed: OrderedDict[tuple[str, int], Flight] = OrderedDict()
+        self._landed_bytes = 0
+        self.on_drop: Callable[[Flight], None] = lambda flight: None
+
+    @property
+    def landed_bytes(self) -> int:
+        """Return what landed flights take."""
+        return self._landed_bytes
+
+    def take(self, flight: Flight, patience_s: float) -> "Slab | None":
+        """Return memory for a flight, for which landed ones may have to go; None: time is up.
+
+        What a local plan wants and nobody read yet goes only for a flight that a reader waits for,
+        and the last to be read goes first.
+        """
+        until_s, count = time.monotonic() + patience_s, len(flight.extent)
+        while True:
+            if self._landed_bytes + count <= self._limit_bytes or flight.is_needed:
+                slab = self._slabs.try_take(count)
+                if slab is not None:
+                    return slab
+            if self._drop_one(flight.is_needed):
+                continue
+            if time.monotonic() >= until_s or flight.is_over:
+                return None
+            time.sleep(_ROOM_POLL_S)
+
+    def put(self, flight: Flight) -> None:
+        """Keep a landed flight."""
+        with self._lock:
+            self._landed[flight.blob.id, flight.chunk] = flight
+            self._landed_bytes += len(flight.extent)
+
+    def touch(self, flight: Flight) -> None:
+        """Make it the last to go."""
+        with self._lock:
+            if (key := (flight.blob.id, flight.chunk)) in self._landed:
+                self._landed.move_to_end(key)
+
+    def drop_idle(self) -> None:
+        """Let everything go that is in the store: it is served from there."""
+        with self._lock:
+            gone = [flight for flight in self._landed.values() if not flight.unread]
+        for flight in gone:
+            if self._is_stored(flight):
+                self._let_go(flight)
+
+    def drop_all(self) -> None:
+        """Let everything go."""
+        for flight in tuple(self._landed.values()):
+            self._let_go(flight)
+
+    def _drop_one(self, needed: bool) -> bool:
+        with self._lock:
+            flight = self._choose(needed)
+        if flight is not None:
+            self._let_go(flight)
+        return flight is not None
+
+    def _choose(self, needed: bool) -> Flight | None:
+        """Return the oldest that is in the store, else the oldest that no plan waits for."""
+        idle = [flight for flight in self._landed.values() if not flight.unread]
+        for flight in idle:
+            if self._is_stored(flight):
+                return flight
+        if idle:
+            return idle[0]
+        return next(reversed(self._landed.values()), None) if needed else None
+
+    def _let_go(self, flight: Flight) -> None:
+        with self._lock:
+            if self._landed.pop((flight.blob.id, flight.chunk), None) is None:
+                return
+            self._landed_bytes -= len(flight.extent)
+        self.on_drop(flight)
+        flight.drop()

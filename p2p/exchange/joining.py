@@ -1,0 +1,187 @@
+"""How a crowd comes together: who begins with a blob tells every member, and hears who has it.
+
+A crowd that starts as one must not begin as so many nodes that are each alone: so after the answers
+are in, bulk waits until 80 ms have passed since the first word, for others to say theirs. A fault
+does not wait for that.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from weightstream.cachefs.blob import Blob
+from weightstream.p2p.exchange.client import PeerError
+from weightstream.p2p.exchange.crowds import pack_flags, unpack_flags
+from weightstream.p2p.exchange.relay import Parts, Relay
+from weightstream.p2p.exchange.wire import WireError
+from weightstream.p2p.members import Member
+from weightstream.p2p.schedule.homes import late_start
+from weightstream.settings import Settings
+
+log = logging.getLogger(__name__)
+
+_BATCH_S = 0.08
+_LONGEST_S = 2.0
+_MOST_BLOB_BYTES = 1 << 50
+_MOST_CHUNKS = 1 << 22
+_MOST_START = 1 << 40
+
+
+class Joining:
+    """Thread-safe."""
+
+    def __init__(self, parts: Parts, settings: Settings) -> None:
+        self._parts = parts
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._asked: dict[Relay, set[str]] = {}
+        self._answered: dict[Relay, threading.Event] = {}
+        self._begun_s: dict[Relay, float] = {}
+        self._pool = ThreadPoolExecutor(16, thread_name_prefix="weightstream-join")
+
+    def begin(self, relay: Relay) -> None:
+        """Tell every member that this node loads the blob, once; returns at once."""
+        with self._lock:
+            if relay in self._answered:
+                return
+            self._answered[relay] = threading.Event()
+            self._begun_s[relay] = time.monotonic()
+            self._asked[relay] = set()
+        threading.Thread(
+            target=self._ask_all, args=(relay,), daemon=True, name="weightstream-joining"
+        ).start()
+
+    def wait(self, relay: Relay, urgent: bool) -> None:
+        """Return when it is known who else loads it; begins to ask if nobody has."""
+        self.begin(relay)
+        self._answered[relay].wait(_LONGEST_S)
+        left_s = self._begun_s[relay] + _BATCH_S - time.monotonic()
+        if not urgent and left_s > 0 and self._parts.neighbours.alive():
+            time.sleep(left_s)
+
+    def members_changed(self, relays: Sequence[Relay]) -> None:
+        """Tell those who are new."""
+        for relay in relays:
+            if relay in self._answered:
+                self._pool.submit(self._ask_all, relay)
+
+    def joined(
+        self,
+        message: Mapping[str, Any],
+        known: Callable[[str, int], Relay | None],
+        peek: Callable[[Blob], Relay | None],
+    ) -> Mapping[str, Any]:
+        """Hear that a node loads a blob; answer what this node has of it."""
+        node, blob, chunk_size = _parse(message)
+        if chunk_size != self._settings.chunk_size:
+            return {"joined": False}
+        relay = known(blob.id, chunk_size) or peek(blob)
+        if relay is None:
+            return {"joined": False}
+        held = unpack_flags(message.get("held"), relay.n_chunks)
+        began = relay.has_begun
+        start = message.get("start")
+        if isinstance(start, int) and 0 <= start < _MOST_START:
+            relay.crowd.add(node, message.get("reads_origin") is True, held, start)
+        elif not began:
+            relay.crowd.add(node, message.get("reads_origin") is True, held, 0)
+        return self._about(relay)
+
+    def leave(self) -> None:
+        """Tell everybody that this node is about to end."""
+        for member in self._parts.neighbours.alive().values():
+            try:
+                self._parts.client.tell(member, "/v1/leave", {"node": self._parts.me})
+            except PeerError as error:
+                log.debug("not told: %s", error)
+
+    def close(self) -> None:
+        """End the threads that ask."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def forget(self, relay: Relay) -> None:
+        """Drop what is known of a relay that ends."""
+        with self._lock:
+            self._asked.pop(relay, None)
+            self._answered.pop(relay, None)
+            self._begun_s.pop(relay, None)
+
+    def _about(self, relay: Relay) -> dict[str, Any]:
+        loads, held = relay in self._answered, relay.held_flags()
+        return {
+            "joined": loads,
+            "reads_origin": (loads or any(held)) and self._parts.may_read(relay.blob),
+            "held": pack_flags(held),
+            "begun": any(held),
+            "start": relay.crowd.starts[self._parts.me],
+        }
+
+    def _ask_all(self, relay: Relay) -> None:
+        members = self._parts.neighbours.alive()
+        with self._lock:
+            asked = self._asked.get(relay)
+            if asked is None:
+                return
+            asked &= set(members)  # who was away and came back is told again
+            new = [member for node, member in members.items() if node not in asked]
+            asked.update(member.node for member in new)
+        blob = relay.blob
+        message = {
+            "node": self._parts.me,
+            "uri": blob.uri,
+            "size": blob.size,
+            "version": blob.version,
+            "chunk_size": relay.chunk_size,
+        }
+        try:
+            first = not self._answered[relay].is_set()
+            about = self._about(relay)
+            if first:
+                del about["start"]
+            begun = list(self._pool.map(lambda m: self._ask(relay, m, message | about), new))
+            if first and any(begun):
+                self._come_late(relay, message, new)
+        finally:
+            self._answered[relay].set()
+
+    def _come_late(
+        self, relay: Relay, message: Mapping[str, Any], members: Sequence[Member]
+    ) -> None:
+        """Take no home's duty: others have begun. They have to know before anything is asked."""
+        others = [s for node, s in relay.crowd.starts.items() if node != self._parts.me]
+        relay.crowd.set_start(self._parts.me, late_start(others, relay.n_chunks))
+        about = self._about(relay)
+        list(self._pool.map(lambda member: self._ask(relay, member, {**message, **about}), members))
+
+    def _ask(self, relay: Relay, member: Member, message: Mapping[str, Any]) -> bool:
+        """Tell one; return whether it has, or reads, any of the blob."""
+        try:
+            said = self._parts.client.tell(member, "/v1/join", message)
+            if "held" in said:
+                held = unpack_flags(said["held"], relay.n_chunks)
+                start = said.get("start")
+                if not isinstance(start, int) or not 0 <= start < _MOST_START:
+                    raise WireError("a join's answer without a start")
+                relay.crowd.add(member.node, said.get("reads_origin") is True, held, start)
+            return said.get("begun") is True
+        except (PeerError, WireError) as error:
+            log.info("%s", error)
+            self._parts.suspect(member.node, str(error))
+            return False
+
+
+def _parse(message: Mapping[str, Any]) -> tuple[str, Blob, int]:
+    node, uri, version = (message.get(name) for name in ("node", "uri", "version"))
+    size, chunk_size = message.get("size"), message.get("chunk_size")
+    if not (isinstance(node, str) and isinstance(uri, str) and isinstance(version, str)):
+        raise WireError("a join without names")
+    if not isinstance(size, int) or not isinstance(chunk_size, int):
+        raise WireError("a join without sizes")
+    if not node or not version or len(node) > 256 or len(uri) > 4096 or len(version) > 1024:
+        raise WireError("a join with odd names")
+    if not 0 < size <= _MOST_BLOB_BYTES or chunk_size < 4096 or size // chunk_size > _MOST_CHUNKS:
+        raise WireError("a join with odd sizes")
+    return node, Blob(uri, size, version), chunk_size

@@ -1,0 +1,380 @@
+"""One blob in the exchange of one node: its chunks on their way, who else has them, whom to ask.
+
+Local readers and peers come to the same flights. What is in the node's store is served from there;
+the exchange itself writes nothing into it: who asked for the bytes keeps them.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from weightstream import metrics
+from weightstream.cachefs.blob import Blob, Extent
+from weightstream.cachefs.store import Store, StoredBlob
+from weightstream.cachefs.store.state import present_flags
+from weightstream.errors import StoreError, UnavailableError, WeightstreamError
+from weightstream.p2p.exchange.client import (
+    AbsentError,
+    ChunkName,
+    ElsewhereError,
+    PeerClient,
+    PeerError,
+)
+from weightstream.p2p.exchange.crowds import Crowd
+from weightstream.p2p.exchange.flights import Flight, FlightState, Shelf
+from weightstream.p2p.exchange.gate import Gate
+from weightstream.p2p.exchange.server import HeldChunk
+from weightstream.p2p.members import Member
+from weightstream.p2p.schedule import ORIGIN, View, is_slow, route
+
+log = logging.getLogger(__name__)
+
+_LOOK_AGAIN_S = 0.5
+_ROOM_S = 30.0
+_TRIES = 8
+_HOME_S = 30.0
+_RELAY_S = 5.0
+"""How long a peer may wait itself: a home for the origin, a relay for another peer. Nodes whose
+views differ could wait for each other in a circle."""
+
+
+class Neighbours:
+    """Everybody else, as the whole exchange sees them. Thread-safe."""
+
+    def __init__(self, members: Callable[[], tuple[Member, ...]], client: PeerClient) -> None:
+        self._members = members
+        self._client = client
+        self._banned: set[str] = set()
+        self._zones: dict[str, str] = {}
+
+    def zones(self) -> Mapping[str, str]:
+        """Return everybody's zone, also of those who are down: trees stay as they are."""
+        self._zones.update({member.node: member.zone for member in self._members()})
+        return self._zones
+
+    def alive(self) -> Mapping[str, Member]:
+        """Return who answers now, by name."""
+        return {m.node: m for m in self._members() if m.node not in self._banned}
+
+    def slow(self) -> frozenset[str]:
+        """Return who gives far less than the others."""
+        paces = self._client.paces.now()
+        return frozenset(node for node in paces if is_slow(paces, node))
+
+    def ban(self, node: str) -> None:
+        """Never ask a node again: it gave bytes that are not what it says."""
+        self._banned.add(node)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What relays share."""
+
+    me: str
+    store: Store | None
+    shelf: Shelf
+    gate: Gate
+    client: PeerClient
+    neighbours: Neighbours
+    suspect: Callable[[str, str], None]
+    may_read: Callable[[Blob], bool]
+    """Whether this node may read the blob's origin."""
+    digest_of: Callable[[Blob, int, int], bytes | None]
+    """The published hash of a chunk, if there is one."""
+
+
+class Relay:
+    """Thread-safe."""
+
+    def __init__(self, blob: Blob, chunk_size: int, parts: Parts) -> None:
+        self.blob = blob
+        self.chunk_size = chunk_size
+        self.n_chunks = -(-blob.size // chunk_size)
+        self.crowd = Crowd(parts.me, blob.id, self.n_chunks)
+        self.used_s = time.monotonic()
+        self._parts = parts
+        self._lock = threading.Lock()
+        self._flights: dict[int, Flight] = {}
+        self._stored: StoredBlob | None = None
+        self._looked_s = 0.0
+
+    def chunk(self, i: int) -> Extent:
+        """Return the bytes that chunk `i` covers."""
+        start = i * self.chunk_size
+        return Extent(start, min(start + self.chunk_size, self.blob.size))
+
+    # What is here
+
+    def held_flags(self) -> bytes:
+        """Return a byte per chunk: 1 where it is here, or coming from the origin."""
+        stored = self._in_store()
+        flags = bytearray(present_flags(stored.states())) if stored else bytearray(self.n_chunks)
+        with self._lock:
+            for i, flight in self._flights.items():
+                if flight.state is FlightState.LANDED or flight.from_origin:
+                    flags[i] = 1
+        return bytes(flags)
+
+    def is_stored(self, i: int) -> bool:
+        """Say whether chunk `i` is in the store."""
+        stored = self._in_store()
+        return stored is not None and bool(present_flags(bytes([stored.state(i)]))[0])
+
+    def is_wanting(self, i: int) -> bool:
+        """Say that chunk `i` is neither here nor on its way."""
+        with self._lock:
+            flight = self._flights.get(i)
+        if flight is not None and flight.state is not FlightState.FAILED:
+            return False
+        return not self.is_stored(i)
+
+    def held(self, i: int) -> HeldChunk | None:
+        """Return chunk `i` of the store, verified, to be sent."""
+        stored = self._in_store()
+        if stored is None or not self.is_stored(i):
+            return None
+        try:
+            if not stored.read_into(i, 0, memoryview(bytearray(1))):
+                return None
+            extent = self.chunk(i)
+            return HeldChunk(stored.open_data(), extent.start, len(extent), stored.digest(i))
+        except StoreError as error:
+            log.debug("not served from the store: %s", error)
+            return None
+
+    def read_stored(self, i: int, offset: int, into: memoryview) -> bool:
+        """Read from the store; False when the chunk is not there."""
+        stored = self._in_store()
+        return stored is not None and self.is_stored(i) and stored.read_into(i, offset, into)
+
+    def _in_store(self) -> StoredBlob | None:
+        store, now_s = self._parts.store, time.monotonic()
+        if self._stored is None and store is not None and now_s >= self._looked_s:
+            self._looked_s = now_s + _LOOK_AGAIN_S
+            try:
+                found = store.find_blob(self.blob)
+            except StoreError as error:
+                log.debug("no store behind %s: %s", self.blob.uri, error)
+                return None
+            if found is not None and found.chunk_size != self.chunk_size:
+                found.close()
+                found = None
+            self._stored = found
+        return self._stored
+
+    # Flights
+
+    def flight(self, i: int) -> Flight | None:
+        """Return chunk `i` on its way or landed."""
+        with self._lock:
+            flight = self._flights.get(i)
+        return None if flight is None or flight.state is FlightState.FAILED else flight
+
+    def board(self, i: int) -> tuple[Flight, bool]:
+        """Return the flight of chunk `i`, and whether it is new and the caller's to start."""
+        with self._lock:
+            flight = self._flights.get(i)
+            if flight is not None and flight.state is not FlightState.FAILED:
+                return flight, False
+            flight = self._flights[i] = Flight(self.blob, i, self.chunk(i))
+            return flight, True
+
+    def forget(self, flight: Flight) -> None:
+        """Hear that a flight's memory goes."""
+        with self._lock:
+            if self._flights.get(flight.chunk) is flight:
+                del self._flights[flight.chunk]
+
+    def rest(self) -> None:
+        """Say that no plan wants anything of it any more."""
+        with self._lock:
+            for flight in self._flights.values():
+                flight.unread = False
+
+    def fail(self, error: WeightstreamError) -> None:
+        """End what is on its way."""
+        with self._lock:
+            flights = list(self._flights.values())
+        for flight in flights:
+            flight.fail(error)
+
+    @property
+    def has_begun(self) -> bool:
+        """Say that this node has, or is reading, any of it."""
+        return any(self.held_flags())
+
+    @property
+    def is_idle(self) -> bool:
+        """Say that nothing is in memory."""
+        return not self._flights
+
+    def want(self, i: int, urgent: bool) -> Flight:
+        """Return the flight of chunk `i`; begins it, whoever is to bring it."""
+        self.used_s = time.monotonic()
+        flight, new = self.board(i)
+        flight.is_needed = True
+        if new:
+            if route(self.view(), i).is_own:
+                self.want_own(flight, urgent)
+            else:
+                flight.urgent = urgent
+                threading.Thread(
+                    target=self.bring, args=(flight,), daemon=True, name="weightstream-bring"
+                ).start()
+        elif urgent and flight.is_at_gate:
+            self._parts.gate.hurry(flight)
+        return flight
+
+    def want_own(self, flight: Flight, urgent: bool) -> None:
+        """Have this node's gate bring a flight."""
+        if urgent:
+            self._parts.gate.hurry(flight)
+        else:
+            self._parts.gate.want(flight)
+
+    def view(self) -> View:
+        """Return what the schedule decides by."""
+        alive = self._parts.neighbours.alive()
+        known = set(self.crowd.nodes) | set(self.crowd.holders)
+        down = frozenset(node for node in known if node != self._parts.me and node not in alive)
+        neighbours = self._parts.neighbours
+        return self.crowd.view(down, neighbours.slow(), neighbours.zones())
+
+    # Bringing from peers
+
+    def bring(self, flight: Flight) -> None:
+        """Bring a chunk from whoever gives it, on this thread; it lands, fails, or is queued."""
+        first = route(self.view(), flight.chunk)
+        if first.is_own:
+            self._parts.gate.want(flight)
+            return
+        if not flight.claim():
+            return
+        try:
+            self._bring(flight)
+        except WeightstreamError as error:
+            flight.fail(error)
+        except Exception as error:
+            log.exception("unexpected, at %s chunk %d", self.blob.uri, flight.chunk)
+            flight.fail(WeightstreamError(f"{self.blob.uri} chunk {flight.chunk}: {error!r}"))
+
+    def _bring(self, flight: Flight) -> None:
+        slab = flight.slab or self._parts.shelf.take(flight, _ROOM_S)
+        if slab is None:
+            raise UnavailableError(f"{self.blob.uri} {flight.extent}: no memory for it")
+        flight.begin(slab)
+        digest = self._from_peers(flight, slab.view)
+        flight.asking, flight.chain = "", ()
+        if digest is None:
+            self._parts.gate.resort(flight)
+            return
+        flight.land(digest)
+        self._parts.shelf.put(flight)
+
+    def _from_peers(self, flight: Flight, view: memoryview) -> bytes | None:
+        """Ask one after the other; None when it is the origin's turn."""
+        tried: dict[str, int] = {}
+        named = ""
+        for _ in range(_TRIES):
+            way = route(self.view(), flight.chunk)
+            node = named or next((ask for ask in way.asks if not tried.get(ask)), ORIGIN)
+            insist = node not in way.relays and node != self.crowd.home(flight.chunk)
+            insist |= bool(named)
+            named = ""
+            member = self._parts.neighbours.alive().get(node)
+            tried[node] = tried.get(node, 0) + 1
+            if node in (ORIGIN, self._parts.me):
+                return None
+            if member is None:
+                continue
+            try:
+                return self._ask(flight, member, view, insist, node in way.relays)
+            except ElsewhereError as other:
+                named = other.node if tried.get(other.node, 0) < 2 else ""
+            except AbsentError as error:
+                log.debug("%s", error)
+                self.crowd.note(node, flight.chunk, False)
+            except PeerError as error:
+                log.info("%s; asking somebody else for chunk %d", error, flight.chunk)
+                metrics.PEER_FAILURES.labels("broken").inc()
+                if not isinstance(error, SlowError):
+                    self._parts.suspect(node, str(error))
+            flight.restart()
+        return None
+
+    def _ask(
+        self, flight: Flight, member: Member, view: memoryview, insist: bool, relays: bool
+    ) -> bytes:
+        name = ChunkName(self.blob, self.chunk_size, flight.chunk)
+        flight.asking, flight.chain = member.node, (member.node,)
+        patience_s = _RELAY_S if relays else _HOME_S
+        sink = _Sink(flight, member.node, self._parts, patience_s)
+        said = self._parts.client.fetch(member, name, view, sink, flight.urgent, insist)
+        self._check(flight, member, view, said)
+        self.crowd.note(member.node, flight.chunk, True)
+        metrics.PEER_BYTES.labels("received").inc(len(view))
+        return said
+
+    def _check(self, flight: Flight, member: Member, view: memoryview, said: bytes) -> None:
+        """Compare what came with what the peer says it is, and with what was published."""
+        found = blake3(view).digest()
+        published = self._parts.digest_of(self.blob, self.chunk_size, flight.chunk)
+        if found == said and published in (None, said):
+            return
+        metrics.PEER_FAILURES.labels("wrong").inc()
+        self._parts.neighbours.ban(member.node)
+        where = f"{member.node} at {member.host}:{member.port}"
+        text = f"peer {where} sent wrong bytes of {self.blob.uri} {flight.extent}: not asked again"
+        log.warning("%s", text)
+        raise WrongError(text)
+
+    def close(self) -> None:
+        """Let go of the store's blob."""
+        if self._stored is not None:
+            self._stored.close()
+
+
+class SlowError(PeerError):
+    """A peer that gives far less than the others was broken off."""
+
+
+class WrongError(PeerError):
+    """A peer's bytes were not what they should be: the next peer is asked."""
+
+
+class _Sink:
+    """A flight that a peer brings, as long as the peer keeps up."""
+
+    def __init__(self, flight: Flight, node: str, parts: Parts, patience_s: float) -> None:
+        self._me = parts.me
+        self._until_s = time.monotonic() + patience_s
+        self._flight = flight
+        self._node = node
+        self._neighbours = parts.neighbours
+        self._look_s = time.monotonic() + 1.0
+
+    def advance(self, count: int) -> None:
+        self._flight.advance(count)
+        self._look()
+
+    def waiting(self, chain: tuple[str, ...]) -> None:
+        """Break a circle of nodes that wait for each other: the first by name asks elsewhere."""
+        self._flight.chain = (self._node, *chain)
+        if self._me in chain:
+            circle = (self._node, *chain[: chain.index(self._me) + 1])
+            if self._me == min(circle):
+                raise SlowError(f"{len(circle)} nodes wait for each other")
+        if time.monotonic() > self._until_s:
+            raise SlowError(f"peer {self._node} has waited for a chunk for too long itself")
+        self._look()
+
+    def _look(self) -> None:
+        now_s = time.monotonic()
+        if now_s >= self._look_s:
+            self._look_s = now_s + 0.25
+            if self._node in self._neighbours.slow():
+                raise SlowError(f"peer {self._node} gives far less than the others")

@@ -1,0 +1,41 @@
+"""A node's peers, put together of the settings: identity, exchange, members."""
+
+from collections.abc import Callable
+
+from weightstream.cachefs.blob import Blob
+from weightstream.cachefs.fetch import Engine
+from weightstream.cachefs.fetch.source import Source
+from weightstream.cachefs.store import Store
+from weightstream.p2p.exchange import Exchange
+from weightstream.p2p.identity import open_identity
+from weightstream.p2p.manifest import Manifests
+from weightstream.p2p.members import open_membership
+from weightstream.settings import Settings
+
+
+def open_peering(
+    settings: Settings,
+    store: Store | None,
+    engine: Engine,
+    sources: Callable[[Blob], Source | None],
+) -> Exchange:
+    """Return the exchange of this node, serving; `sources` says what it may read for others.
+
+    Raises `UsageError` for settings that cannot be, `WeightstreamError` when the port is taken.
+    """
+    identity = open_identity(settings)
+    exchange = Exchange(
+        settings,
+        identity,
+        store,
+        engine.slabs,
+        engine.budget.limit_bytes,
+        sources,
+        Manifests(settings).digest,
+    )
+    try:
+        exchange.attach(open_membership(settings, identity, exchange.port))
+    except BaseException:
+        exchange.close()
+        raise
+    return exchange

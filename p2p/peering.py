@@ -8,7 +8,7 @@ from weightstream.cachefs.fetch.source import Source
 from weightstream.cachefs.store import Store
 from weightstream.p2p.exchange import Exchange
 from weightstream.p2p.identity import open_identity
-from weightstream.p2p.manifest import Manifests
+from weightstream.p2p.manifest.known import Manifests
 from weightstream.p2p.members import open_membership
 from weightstream.settings import Settings
 

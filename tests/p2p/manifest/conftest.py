@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import SettingsFactory
+from tests.kit.s3 import S3Server
 
+from weightstream.p2p.manifest import publish
 from weightstream.settings import Settings
 
 
@@ -45,6 +47,19 @@ def keys(tmp_path: Path) -> Keys:
 @pytest.fixture
 def settings(store_settings: SettingsFactory) -> Settings:
     return store_settings()
+
+
+_PUBLISHED: dict[str, dict[str, bytes]] = {}
+
+
+def publish_once(s3: S3Server, uri: str, settings: Settings) -> None:
+    """Publish a model that is the same in every test of a module: read once, put back later."""
+    folder = s3.root / uri.removeprefix("s3://") / ".weightstream"
+    if uri in _PUBLISHED:
+        s3.put_files(str(folder.relative_to(s3.root)), _PUBLISHED[uri])
+    else:
+        publish(uri, settings)
+        _PUBLISHED[uri] = {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 class _Files(BaseHTTPRequestHandler):

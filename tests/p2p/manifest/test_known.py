@@ -13,7 +13,7 @@ from tests.kit.faults import Latency, Status, When
 from tests.kit.models import sharded
 from tests.kit.proxy import FaultProxy
 from tests.kit.s3 import S3Server
-from tests.p2p.manifest.conftest import Keys
+from tests.p2p.manifest.conftest import Keys, publish_once
 
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.origin import open_origin
@@ -33,7 +33,7 @@ def model(s3: S3Server, s3_env: dict[str, str], settings: Settings) -> Path:
     folder = s3.root / "models/known"
     shutil.rmtree(folder, ignore_errors=True)
     s3.put_files("models/known", FILES)
-    publish(URI, settings)
+    publish_once(s3, URI, settings)
     return folder
 
 

@@ -13,7 +13,7 @@ from tests.conftest import LogWatch, SettingsFactory
 from tests.kit.models import random_bytes
 from tests.kit.proxy import FaultProxy
 from tests.kit.s3 import S3Server
-from tests.p2p.manifest.conftest import Keys
+from tests.p2p.manifest.conftest import Keys, publish_once
 
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.prefetch import prefetch
@@ -50,7 +50,7 @@ def models(s3: S3Server, s3_env: dict[str, str], settings: Settings, proxy: Faul
     for name, files in (("base", BASE), ("tuned", TUNED)):
         shutil.rmtree(s3.root / "models" / name, ignore_errors=True)
         s3.put_files(f"models/{name}", files)
-    publish(URI, settings)
+    publish_once(s3, URI, settings)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tests.kit.faults import Corrupt, When
 from tests.kit.models import sharded
 from tests.kit.proxy import FaultProxy
 from tests.kit.s3 import S3Server
-from tests.p2p.manifest.conftest import Keys, WebServer, make_keys
+from tests.p2p.manifest.conftest import Keys, WebServer, make_keys, publish_once
 
 from weightstream.cachefs.fetch import Progress
 from weightstream.cachefs.prefetch import prefetch
@@ -33,7 +33,7 @@ def model(s3: S3Server, s3_env: dict[str, str], settings: Settings) -> Path:
     folder = s3.root / "models/verify"
     shutil.rmtree(folder, ignore_errors=True)
     s3.put_files("models/verify", FILES)
-    publish(URI, settings)
+    publish_once(s3, URI, settings)
     return folder
 
 

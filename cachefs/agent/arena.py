@@ -6,17 +6,30 @@ used again, for its bytes are still in the processor's cache. Clients get a desc
 they can read and not write; the size is sealed, so no mapping of it can be cut short.
 """
 
+import ctypes
 import fcntl
 import mmap
 import os
 import threading
 import time
-from contextlib import suppress
 
 from weightstream.cachefs.fetch.budget import MemoryBudget
 from weightstream.cachefs.fetch.memory import HUGE_PAGE_BYTES, round_up
 
+_MADV_POPULATE_WRITE = 23
+_WARM_SHARE = 8
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+def _madvise(address: int, count: int, advice: int) -> None:
+    """Advise the kernel with the interpreter lock released, which `mmap.madvise` would hold.
+
+    An advice that this kernel does not know changes nothing.
+    """
+    _libc.madvise(address, count, advice)
 
 
 class Slot:
@@ -25,6 +38,7 @@ class Slot:
     def __init__(self, arena: "Arena", offset: int, view: memoryview) -> None:
         self.offset = offset
         self.view = view
+        self.is_dry = True
         self._arena = arena
 
     def release(self) -> None:
@@ -48,8 +62,8 @@ class Arena:
             self.descriptor = os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
         finally:
             os.close(writable)
-        with suppress(OSError):  # where shared memory has no huge pages
-            self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
+        _madvise(self._address, size_bytes, mmap.MADV_HUGEPAGE)  # where shared memory has those
         self._offsets = iter(range(0, size_bytes, self.slot_bytes))
         self._dry: list[Slot] = []  # without pages
         self._idle: list[tuple[float, Slot]] = []
@@ -64,18 +78,23 @@ class Arena:
                 if left_s <= 0:
                     return None
                 self._freed.wait(min(left_s, 0.1))  # the budget is others' too: look again
-            return slot
+        return self._wet(slot)
 
-    def trim(self, idle_s: float = 0.0) -> None:
-        """Give back the memory of slots that nobody has used for so long."""
+    def trim(self, idle_s: float = 0.0, warm_bytes: int = 0) -> None:
+        """Give back the memory of slots that nobody has used for so long, but for some."""
         with self._freed:
             limit_s = time.monotonic() - idle_s
-            old = [slot for since_s, slot in self._idle if since_s <= limit_s]
-            self._idle = [(since_s, slot) for since_s, slot in self._idle if since_s > limit_s]
-            for slot in old:
-                self._memory.madvise(mmap.MADV_REMOVE, slot.offset, self.slot_bytes)
-                self._budget.release(self.slot_bytes)
-                self._dry.append(slot)
+            old = [one for one in self._idle if one[0] <= limit_s]
+            held = self._budget.limit_bytes // _WARM_SHARE
+            kept = min(warm_bytes, held) // self.slot_bytes
+            old = old[: max(0, len(self._idle) - kept)]
+            self._idle = self._idle[len(old) :]
+        for _, slot in old:
+            _madvise(self._address + slot.offset, self.slot_bytes, mmap.MADV_REMOVE)
+            slot.is_dry = True
+        with self._freed:
+            self._budget.release(len(old) * self.slot_bytes)
+            self._dry += [slot for _, slot in old]
 
     def close(self) -> None:
         """Close the descriptor; what is mapped stays until the last slot is dropped."""
@@ -92,6 +111,13 @@ class Arena:
         self._unused -= 1
         offset = next(self._offsets)
         return Slot(self, offset, memoryview(self._memory)[offset : offset + self.slot_bytes])
+
+    def _wet(self, slot: Slot) -> Slot:
+        """Fault a slot's pages in by one call; does nothing where the kernel cannot."""
+        if slot.is_dry:
+            _madvise(self._address + slot.offset, self.slot_bytes, _MADV_POPULATE_WRITE)
+            slot.is_dry = False
+        return slot
 
     def _give_back(self, slot: Slot) -> None:
         with self._freed:

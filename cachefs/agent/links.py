@@ -27,6 +27,7 @@ from weightstream.errors import LoadCancelled
 log = logging.getLogger(__name__)
 
 _MOST_IDLE = 32
+_READ_BYTES = 4096
 
 
 class Memory:
@@ -47,6 +48,7 @@ class Link:
         self._sock = sock
         self._longest = longest
         self._memory = memory
+        self._unread = b""
 
     def read(self, root: str, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
         """Fill `into`, or as much of it as one request may ask for.
@@ -110,7 +112,7 @@ class Link:
         """Take what comes until the agent says that this was all."""
         done = 0
         while True:
-            kind, count = wire.FRAME.unpack(wire.receive_exactly(self._sock, wire.FRAME.size))
+            kind, count = self._frame(inline=place is None)
             if kind == wire.BYTES and 0 < count <= len(into) - done:
                 if place is not None:
                     copy(place[done : done + count], into[done : done + count])
@@ -121,13 +123,25 @@ class Link:
             elif kind == wire.END and done == len(into):
                 break
             elif kind == wire.FAILED and count <= 1 << 16:
-                raise wire.AgentRefusal(
-                    wire.receive_exactly(self._sock, count).decode("utf-8", "replace")
-                )
+                missing = max(0, count - len(self._unread))
+                cause = self._unread + wire.receive_exactly(self._sock, missing)
+                raise wire.AgentRefusal(cause.decode("utf-8", "replace"))
             elif kind != wire.BEAT:
                 raise wire.WireError(f"frame {kind} {count} after {done} of {len(into)} bytes")
         if place is not None:
             self._sock.sendall(wire.FREE)
+
+    def _frame(self, inline: bool) -> tuple[int, int]:
+        """Return the next frame's kind and count; inline, nothing behind it is read."""
+        size = wire.FRAME.size
+        while len(self._unread) < size:
+            part = self._sock.recv(size - len(self._unread) if inline else _READ_BYTES)
+            if not part:
+                raise wire.WireError("the agent closed the connection")
+            self._unread += part
+        frame, self._unread = self._unread[:size], self._unread[size:]
+        kind, count = wire.FRAME.unpack(frame)
+        return kind, count
 
     def _receive_inline(self, into: memoryview) -> None:
         done = 0

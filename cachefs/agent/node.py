@@ -28,6 +28,7 @@ PeeringOf = Callable[[Settings, Store, Engine, Origins], Peering | None]
 
 _HOUSE_S = 1.0
 _ARENA_IDLE_S = 3.0
+_ARENA_WARM_BYTES = 128 << 20  # pages that the next load need not fault in again
 _EVICT_EVERY_S = 60.0
 _DISK_S = 2.0
 
@@ -101,7 +102,7 @@ class Agent:
         while not self._closing.wait(_HOUSE_S):
             metrics.AGENT_CLIENTS.set(self.connections)
             if self._arena is not None:
-                self._arena.trim(_ARENA_IDLE_S)
+                self._arena.trim(_ARENA_IDLE_S, _ARENA_WARM_BYTES)
             if self.store.writable and time.monotonic() >= next_s:
                 next_s = time.monotonic() + _EVICT_EVERY_S
                 self._evict()

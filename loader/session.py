@@ -97,6 +97,11 @@ class Session:
         return self.uri.startswith("file://")
 
     @property
+    def _may_share(self) -> bool:
+        """Say whether others could read the model: not with a signature that we alone have."""
+        return not self.is_local and self.origin.uri.rstrip("/") == self.uri
+
+    @property
     def store(self) -> "Store | None":
         """Return the store; None for local files, which need no second copy on the same machine."""
         return None if self.is_local else process_store(self.settings)
@@ -110,7 +115,7 @@ class Session:
     def source(self) -> Source:
         """Return where bytes come from: the node's agent, where one runs, else the origin."""
         with self._lock:
-            if self._agent is None and not self.is_local and find_agent(self.settings):
+            if self._agent is None and self._may_share and find_agent(self.settings):
                 from weightstream.cachefs.agent.client import AgentSource
 
                 self._agent = AgentSource(self.origin, self.uri, self.settings)

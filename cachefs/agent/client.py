@@ -96,9 +96,9 @@ class AgentSource:
                 self._links.give_back(link)
                 link = None
         except wire.AgentBusy as error:
-            log.debug("%s: the agent is busy: %s", blob.uri, error)
+            log.debug("%s: not from the agent, this time: %s", blob.uri, error)
             if link is not None:
-                self._links.give_back(link)
+                link.close()
         except OSError as error:
             if link is not None:
                 link.close()

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _MOST_IDLE = 32
 _READ_BYTES = 4096
+_TEXT_BYTES = 1 << 16
 
 
 class Memory:
@@ -54,7 +55,7 @@ class Link:
         """Fill `into`, or as much of it as one request may ask for.
 
         Raises `AgentBusy`, `LoadCancelled`, and OSError for everything that can be wrong with an
-        agent; after those the link is of no use.
+        agent. The link is of no use afterwards.
         """
         into = into[: self._longest]
         interrupt = Interrupt()
@@ -122,14 +123,17 @@ class Link:
                 transfer.advance(count)
             elif kind == wire.END and done == len(into):
                 break
-            elif kind == wire.FAILED and count <= 1 << 16:
-                missing = max(0, count - len(self._unread))
-                cause = self._unread + wire.receive_exactly(self._sock, missing)
-                raise wire.AgentRefusal(cause.decode("utf-8", "replace"))
+            elif kind in (wire.FAILED, wire.BROKEN) and count <= _TEXT_BYTES:
+                raise self._failure(kind, count)
             elif kind != wire.BEAT:
                 raise wire.WireError(f"frame {kind} {count} after {done} of {len(into)} bytes")
         if place is not None:
             self._sock.sendall(wire.FREE)
+
+    def _failure(self, kind: int, count: int) -> Exception:
+        missing = max(0, count - len(self._unread))
+        text = (self._unread + wire.receive_exactly(self._sock, missing)).decode("utf-8", "replace")
+        return wire.AgentBusy(text) if kind == wire.BROKEN else wire.AgentRefusal(text)
 
     def _frame(self, inline: bool) -> tuple[int, int]:
         """Return the next frame's kind and count; inline, nothing behind it is read."""

@@ -275,7 +275,7 @@ class Connection:
         except LoadCancelled:
             raise
         except WeightstreamError as error:
-            teller.end(wire.FAILED, _shown(error))
+            teller.end(wire.BROKEN if error.transient else wire.FAILED, _shown(error))
         except Exception as error:  # a bug: the client reads on by itself
             log.exception("unexpected, reading %s", blob.uri)
             teller.end(wire.FAILED, _shown(error))

@@ -6,7 +6,8 @@
     head: read, blob, range       ──>
                                   <──        head: offset in the arena, or inline
                                   <──        frames: BYTES (each ~1 MiB), BEAT (twice a second)
-                                  <──        frame: END, or FAILED with a head behind it
+                                  <──        frame: END; or FAILED, or BROKEN where another range
+                                             may do better, and as many bytes of text
     one byte: the slot is free    ──>
 
 `inline` has the bytes follow their BYTES frame. A plan is a head (`plan`) on a connection of its
@@ -26,7 +27,7 @@ from weightstream.cachefs.blob import Blob, Extent
 
 VERSION = 1
 
-BEAT, BYTES, END, FAILED = range(4)
+BEAT, BYTES, END, FAILED, BROKEN = range(5)
 FRAME = struct.Struct("<II")  # kind, count
 FREE = b"f"
 
@@ -50,7 +51,7 @@ class AgentRefusal(ConnectionError):
 
 
 class AgentBusy(Exception):
-    """The agent has no memory for one more range now."""
+    """The agent does not bring this range; it may bring the next one."""
 
 
 def send_head(sock: socket.socket, message: Mapping[str, Any], descriptor: int = -1) -> None:

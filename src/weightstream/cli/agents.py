@@ -13,8 +13,6 @@ from weightstream.cli.base import Cli
 from weightstream.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from weightstream.cachefs.agent.origins import Origins
     from weightstream.cachefs.agent.peering import Peering
     from weightstream.cachefs.fetch import Engine
@@ -37,6 +35,9 @@ def agent(
         list[str] | None,
         typer.Option(metavar="ORIGIN:DIRECTORY", help="Mount this; the mount outlives the agent."),
     ] = None,
+    allow_other: Annotated[
+        bool, typer.Option("--allow-other", help="Let other users read the mounts, root included.")
+    ] = False,
     allow: Annotated[
         list[str] | None,
         typer.Option(metavar="ORIGIN", help="Read this origin for peers, too."),
@@ -62,7 +63,12 @@ def agent(
     )
     if orders.api is not None and not orders.token:
         raise UsageError("--api needs --api-token-file: whoever reaches the port could ask")
-    code = run(settings, orders, peering_of, lambda: _mount_all(settings, mounts), cli.note)
+
+    def mount_all() -> None:
+        for one in mounts:
+            _mount_if_missing(settings, one, allow_other)
+
+    code = run(settings, orders, peering_of, mount_all, cli.note)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -108,8 +114,8 @@ def _token(path: Path) -> str:
     return token
 
 
-def _mount_all(settings: "Settings", mounts: "Sequence[_Mount]") -> None:
-    """Mount what is not there yet; one that an agent before this one made is kept."""
+def _mount_if_missing(settings: "Settings", one: _Mount, allow_other: bool) -> None:
+    """Mount; a mount that an agent before this one made is kept."""
     from weightstream.cachefs.fuse.mount_table import canonical
     from weightstream.cachefs.fuse.mounts import RunDirectory
     from weightstream.cachefs.fuse.supervisor import launching
@@ -117,9 +123,8 @@ def _mount_all(settings: "Settings", mounts: "Sequence[_Mount]") -> None:
     from weightstream.log import mask_secrets
 
     run = RunDirectory(settings.run_directory)
-    for one in mounts:
-        path = canonical(one.directory)
-        record = run.record(path)
-        same = record is not None and record.uri == mask_secrets(one.origin)
-        if not (same and run.is_supervised(path)):
-            launching.start(job_of(settings, one.origin, one.directory, allow_other=False))
+    path = canonical(one.directory)
+    record = run.record(path)
+    same = record is not None and record.uri == mask_secrets(one.origin)
+    if not (same and run.is_supervised(path)):
+        launching.start(job_of(settings, one.origin, one.directory, allow_other))

@@ -22,7 +22,13 @@ from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch.budget import MemoryBudget
 from weightstream.cachefs.fetch.source import Plan, Source, Transfer
 from weightstream.cachefs.origin import Checksum
-from weightstream.errors import LoadCancelled, UnavailableError, UsageError
+from weightstream.errors import (
+    AccessDeniedError,
+    LoadCancelled,
+    OriginError,
+    UnavailableError,
+    UsageError,
+)
 from weightstream.settings import Settings, load_settings
 
 MIB = 1 << 20
@@ -39,6 +45,7 @@ class Memory:
         self.reads = 0
         self.fails_after: int | None = None
         self.hangs_after: int | None = None
+        self.failure: OriginError = AccessDeniedError("no such key for you")
         self.pause_s = 0.0
         self.cancelled = threading.Event()
 
@@ -47,7 +54,7 @@ class Memory:
         time.sleep(self.pause_s)
         for begin in range(0, len(into), MIB // 2):
             if self.fails_after is not None and begin >= self.fails_after:
-                raise UnavailableError("no more bytes")
+                raise self.failure
             if self.hangs_after is not None and begin >= self.hangs_after:
                 transfer.on_cancel(self.cancelled.set)
                 assert self.cancelled.wait(20)
@@ -222,6 +229,15 @@ def test_what_the_agent_cannot_read_comes_from_the_origin(
     assert reads.source.reads == 1
 
 
+def test_what_breaks_at_the_agent_breaks_one_range(source: AgentSource, reads: Reads) -> None:
+    reads.source.fails_after, reads.source.failure = MIB, UnavailableError("reset")
+    read(source)
+    assert (reads.source.reads, fallback_of(source).reads) == (1, 1)
+    reads.source.fails_after = None
+    read(source)
+    assert fallback_of(source).reads == 1
+
+
 def test_what_does_not_lie_under_the_root_is_refused(
     server: DataServer, settings: Settings, reads: Reads
 ) -> None:
@@ -367,7 +383,8 @@ def test_a_client_that_dies_frees_its_slot(
     reads.source.hangs_after = 0
     with greeted(tmp_path) as sock:
         wire.send_head(sock, request())
-        eventually(lambda: budget.used_bytes == arena.slot_bytes)
+        eventually(lambda: reads.source.reads == 1)
+        assert budget.used_bytes == arena.slot_bytes
     assert reads.source.cancelled.wait(5)
     eventually(lambda: len(arena._idle) == 1)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.fetch import Engine
-from weightstream.cachefs.fetch.source import Source
+from weightstream.cachefs.origin import Origin
 from weightstream.cachefs.store import Store
 from weightstream.p2p.exchange import Exchange
 from weightstream.p2p.identity import open_identity
@@ -17,7 +17,7 @@ def open_peering(
     settings: Settings,
     store: Store | None,
     engine: Engine,
-    sources: Callable[[Blob], Source | None],
+    sources: Callable[[Blob], Origin | None],
 ) -> Exchange:
     """Return the exchange of this node, serving; `sources` says what it may read for others.
 
@@ -31,7 +31,7 @@ def open_peering(
         engine.slabs,
         engine.budget.limit_bytes,
         sources,
-        Manifests(settings).digest,
+        Manifests(settings, origin_of=sources).digest,
     )
     try:
         exchange.attach(open_membership(settings, identity, exchange.port))

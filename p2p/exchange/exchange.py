@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from weightstream import __version__, metrics
@@ -97,6 +98,7 @@ class Exchange:
         )  # fmt: skip
         self._joining = Joining(self._parts, settings)
         self._server = Server(settings.peer_listen, self, identity, self._sending)
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="weightstream-manifest")
         self._asleep = threading.Event()
         threading.Thread(target=self._keep_house, daemon=True, name="weightstream-relays").start()
 
@@ -148,6 +150,7 @@ class Exchange:
     def _begin_plan(self, planned: Sequence[Planned]) -> None:
         for one in planned:
             self._joining.begin(one.relay)
+            self._pool.submit(self._parts.digest_of, one.relay.blob, one.relay.chunk_size, 0)
         for one in planned:
             self._joining.wait(one.relay, urgent=False)
         self._bulk.add([one for one in planned if one.is_open])
@@ -355,6 +358,7 @@ class Exchange:
             relays = list(self._relays.values())
         self._asleep.set()
         self._joining.close()
+        self._pool.shutdown(wait=False, cancel_futures=True)
         self._bulk.close()
         self._server.close()
         self._client.close()

@@ -10,10 +10,11 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 
 from weightstream.cachefs.blob import Blob
-from weightstream.cachefs.origin import open_origin
+from weightstream.cachefs.origin import Origin, open_origin
 from weightstream.cachefs.origin.base import StorageOptions
 from weightstream.cachefs.origin.forks import forget_in_child
 from weightstream.errors import (
@@ -54,8 +55,14 @@ class Manifests:
         settings: Settings,
         wait_s: float = 1.0,
         storage_options: StorageOptions | None = None,
+        origin_of: Callable[[Blob], Origin | None] | None = None,
     ) -> None:
-        """`wait_s` is the longest that a folder's manifest is waited for, by all its chunks."""
+        """`wait_s` is the longest that a folder's manifest is waited for, by all its chunks.
+
+        Manifests are read from what `origin_of` returns, where it is given: origins that somebody
+        has open. None of a blob whose origin may not be read.
+        """
+        self._origin_of = origin_of
         self._settings = settings
         self._wait_s = wait_s
         self._options = storage_options
@@ -94,7 +101,7 @@ class Manifests:
             while len(self._answers) > _MOST_FOLDERS:
                 self._answers.popitem(last=False)
         threading.Thread(
-            target=self._ask, args=(folder, answer), daemon=True, name="weightstream-manifest"
+            target=self._ask, args=(folder, answer, blob), daemon=True, name="weightstream-manifest"
         ).start()
         return answer
 
@@ -103,18 +110,27 @@ class Manifests:
             return False
         return answer.manifest is None or answer.manifest.file_of(blob) is None
 
-    def _ask(self, folder: str, answer: _Answer) -> None:
+    def _ask(self, folder: str, answer: _Answer, blob: Blob) -> None:
         try:
-            answer.manifest = self._find(folder)
+            answer.manifest = self._find(folder, blob)
         except WeightstreamError as error:
             log.debug("no manifest of %s: %s", folder, error)
         finally:
             answer.there.set()
 
-    def _find(self, folder: str) -> Manifest | None:
+    def _find(self, folder: str, blob: Blob) -> Manifest | None:
         """Return the manifest of the nearest folder that has one."""
+        if self._origin_of is not None:
+            origin = self._origin_of(blob)
+            return None if origin is None else self._look(origin, folder)
+        origin = open_origin(folder, self._settings, self._options)
+        try:
+            return self._look(origin, folder)
+        finally:
+            origin.close()
+
+    def _look(self, origin: Origin, folder: str) -> Manifest | None:
         for model_uri in folders_above(folder):
-            origin = open_origin(model_uri, self._settings, self._options)
             try:
                 found = find_manifest(origin, model_uri, self._settings.deadline_s)
                 if found is not None:
@@ -123,8 +139,6 @@ class Manifests:
             except (FormatError, IntegrityError) as error:
                 log.warning("a manifest is ignored: %s", error)
                 return None
-            finally:
-                origin.close()
         return None
 
 

@@ -39,8 +39,12 @@ class Source(Protocol):
         """Return numeric addresses; may block. Raises `SourceError`."""
         ...
 
+    def interrupt(self) -> None:
+        """Make a look that blocks return soon; from another thread."""
+        ...
+
     def close(self) -> None:
-        """Make a look that blocks return soon."""
+        """Let go of everything; the last call."""
         ...
 
 
@@ -76,8 +80,11 @@ class FixedSource:
         # One number: a host with IPv4 and IPv6 is one peer, not two.
         return unique(n for a in self._addresses for n in self._names.numbers(a)[:1])
 
-    def close(self) -> None:
+    def interrupt(self) -> None:
         """Do nothing: a look ends by itself."""
+
+    def close(self) -> None:
+        """Do nothing: nothing is held between looks."""
 
 
 class NameSource:
@@ -95,8 +102,11 @@ class NameSource:
         except (OSError, UnicodeError) as error:
             raise SourceError(f"{self._address.host} cannot be resolved: {error}") from error
 
-    def close(self) -> None:
+    def interrupt(self) -> None:
         """Do nothing: a look ends by itself."""
+
+    def close(self) -> None:
+        """Do nothing: nothing is held between looks."""
 
 
 class FileSource:
@@ -129,8 +139,11 @@ class FileSource:
             self._numbers = unique(n for a in self._addresses for n in self._names.numbers(a)[:1])
         return self._numbers
 
-    def close(self) -> None:
+    def interrupt(self) -> None:
         """Do nothing: a look ends by itself."""
+
+    def close(self) -> None:
+        """Do nothing: nothing is held between looks."""
 
     def _read(self) -> bool:
         try:
@@ -177,8 +190,10 @@ class Lookout:
     def close(self) -> None:
         """Stop looking; a name server that hangs is not waited for long."""
         self._closed.set()
-        self._source.close()
+        self._source.interrupt()
         self._thread.join(_JOIN_S)
+        if not self._thread.is_alive():
+            self._source.close()
 
     def _run(self) -> None:
         while not self._closed.is_set():

@@ -80,13 +80,18 @@ class TrackerSource:
         except OSError as error:
             self._hang_up()
             raise SourceError(
-                f"the tracker {self._url.address} does not answer: {error}"
+                f"the tracker {self._url.address} does not answer: {error.strerror or error}"
             ) from error
         return self._parse(answer)
 
-    def close(self) -> None:
-        """Make a look that waits end now. The last call."""
+    def interrupt(self) -> None:
+        """Make a look that waits, or is to come, end now."""
         os.eventfd_write(self._stop, 1)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._hang_up()
+        os.close(self._stop)
 
     def _ask(self, method: str, path: str, body: Callable[[Line], bytes], wait_s: float) -> Answer:
         line = self._line

@@ -4,7 +4,17 @@ from typing import Annotated
 
 import typer
 
-from weightstream.cli import agents, config, doctor, filling, loading, models, mounting, publishing
+from weightstream.cli import (
+    agents,
+    config,
+    doctor,
+    filling,
+    loading,
+    models,
+    mounting,
+    publishing,
+    tracking,
+)
 from weightstream.cli.base import command
 
 LOADING = "Models"
@@ -51,6 +61,7 @@ command(app, MOUNTS)(mounting.refresh)
 command(app, PEERS)(publishing.publish)
 command(app, PEERS)(publishing.verify)
 command(app, PEERS)(agents.agent)
+command(app, PEERS)(tracking.tracker)
 command(app, STORE)(models.status)
 command(app, STORE)(models.pin)
 command(app, STORE)(models.unpin)

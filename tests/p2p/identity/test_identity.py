@@ -10,8 +10,9 @@ from tests.conftest import SettingsFactory
 from tests.p2p.identity.conftest import OTHER_SECRET, IdentityFactory, SecretFactory
 
 from weightstream.cachefs.store import Store
+from weightstream.cachefs.store.layout import open_layout
 from weightstream.errors import ForeignStoreError, UsageError
-from weightstream.p2p.identity import is_node_name, open_identity
+from weightstream.p2p.identity import is_node_name, name, open_identity
 
 
 def test_a_name_outlives_the_process(identity: IdentityFactory, tmp_path: Path) -> None:
@@ -44,6 +45,20 @@ def test_a_store_takes_the_file_for_its_own(store_settings: SettingsFactory) -> 
     with Store.open(settings) as store:
         assert store.writable
     assert open_identity(settings).node == node
+
+
+def test_a_store_that_cannot_be_written_gives_a_name_for_the_process(
+    store_settings: SettingsFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = store_settings(peer_encryption="off")
+    # root may write everywhere, so what a read-only file system says is said for it
+    monkeypatch.setattr(name, "open_layout", lambda root: (open_layout(root)[0], False))
+    assert is_node_name(open_identity(settings).node)
+    assert not (settings.store / "node").exists()
+    monkeypatch.undo()
+    kept = open_identity(settings).node
+    monkeypatch.setattr(name, "open_layout", lambda root: (open_layout(root)[0], False))
+    assert open_identity(settings).node == kept
 
 
 def test_no_name_is_left_in_a_directory_of_somebody_else(

@@ -1,12 +1,17 @@
 """Members come, go, fail, come back and lie, over real sockets."""
 
+import json
 import random
 import socket
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.conftest import LogWatch, SettingsFactory
 from tests.p2p.identity.conftest import OTHER_SECRET
 from tests.p2p.members.conftest import (
@@ -19,7 +24,10 @@ from tests.p2p.members.conftest import (
     until,
 )
 
+from weightstream.p2p.identity import Signer, is_node_name
 from weightstream.p2p.members import Member, open_membership
+from weightstream.p2p.members.hello import parse_hello
+from weightstream.p2p.members.line import Answer, LineError, _parse_head
 
 PLAIN = {"peer_encryption": "off"}
 
@@ -69,9 +77,9 @@ def test_who_stops_is_out_in_four_seconds_and_back_at_once(
     until(lambda: len(nodes(one)) == 2)
     a.stop()
     stopped_s = time.monotonic()
-    until(lambda: nodes(one) == [b.identity.node])
-    took_s = time.monotonic() - stopped_s
-    assert 2.5 < took_s < 5.5  # three seconds and up to a beat; the rest is for a busy machine
+    # three seconds and up to a beat; the rest is for a busy machine
+    until(lambda: nodes(one) == [b.identity.node], 6)
+    assert time.monotonic() - stopped_s > 2.5
     a.start()
     until(lambda: len(nodes(one)) == 2, 3)
     until(lambda: len(changes) >= 2)
@@ -193,6 +201,41 @@ def test_a_peer_that_refuses_the_signature_is_none_and_is_reported(
     until(lambda: other.hellos >= 2)
     assert one.members() == ()
     assert len(expect_log.messages("refuses this node")) == 1
+
+
+def test_a_node_whose_clock_is_wrong_is_told_so(
+    hello_server: ServerFactory,
+    membership: MembershipFactory,
+    identity: IdentityFactory,
+    expect_log: LogWatch,
+) -> None:
+    me, a = identity("me", **PLAIN), hello_server("a", **PLAIN)
+    assert me.keys is not None
+    late = Signer(me.keys.key("requests"), me.node, lambda: time.time() - 90)
+    expect_log(f"refuses this node: 401 it was signed 90 s ago by the clock of {me.node}")
+    one = membership(a.address, replace(me, signer=late))
+    until(lambda: a.hellos >= 2)
+    assert one.members() == ()
+
+
+def test_a_recorded_hello_is_refused(
+    hello_server: ServerFactory, rude_server: RudeFactory, membership: MembershipFactory,
+    identity: IdentityFactory,
+) -> None:  # fmt: skip
+    a = hello_server("a", **PLAIN)
+    recorded: list[bytes] = []
+    listens = rude_server(lambda sock: recorded.append(sock.recv(4096)))
+    membership(f"127.0.0.1:{listens.port}", identity("me", **PLAIN))
+    until(lambda: recorded)
+
+    def replay() -> bytes:
+        with socket.create_connection(("127.0.0.1", a.port), 5) as sock:
+            sock.sendall(recorded[0])
+            return sock.recv(4096)
+
+    # Heard on its way to another node, it is good once elsewhere: only TLS keeps listeners out.
+    assert replay().startswith(b"HTTP/1.1 200")
+    assert replay().startswith(b"HTTP/1.1 401")
 
 
 def test_one_name_at_two_nodes_is_reported_once_and_the_later_left_out(
@@ -407,3 +450,39 @@ def test_fifty_members(
     assert nodes(one) == sorted(server.identity.node for server in servers)
     until(lambda: min(server.hellos for server in servers) >= 3)
     assert {server.connections for server in servers} == {1}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["node", "zone", "version", "instance"]), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@given(status=st.integers(100, 599), found=JSON, raw=st.binary(max_size=30))
+def test_a_hello_is_understood_or_refused(status: int, found: Any, raw: bytes) -> None:
+    for body in (json.dumps(found).encode(), raw):
+        try:
+            hello = parse_hello(Answer(status, body), None)
+        except LineError:
+            continue
+        assert is_node_name(hello.node)
+        assert (hello.zone + hello.version + hello.instance).isprintable()
+
+
+@given(head=st.binary(max_size=80) | st.lists(
+    st.sampled_from([
+        b"HTTP/1.1 200 OK", b"HTTP/1.0 204", b"Content-Length: 7", b"Content-Length: -7", b":",
+        b"content-length:", b"Content-Length: 9999999999999", b"Connection: close", b"\xff: \x00",
+    ]), max_size=6,
+).map(b"\r\n".join))  # fmt: skip
+def test_a_head_is_understood_or_refused(head: bytes) -> None:
+    try:
+        found = _parse_head(head)
+    except LineError:
+        return
+    assert 100 <= found.status < 600
+    assert 0 <= found.length < 10**12

@@ -92,7 +92,10 @@ def test_a_file_is_followed(
     hello_server: ServerFactory,
     membership: MembershipFactory,
     expect_log: LogWatch,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sources.FileSource, "every_s", 0.05)
+    monkeypatch.setattr(sources, "_AFTER_FAILURE_S", 0.1)
     a, b = hello_server("a"), hello_server("b")
     path = tmp_path / "peers"
     path.write_text(f"# the peers\n\n{a.address}  # the first\n")

@@ -4,9 +4,11 @@ import http.client
 import json
 import random
 import socket
+import ssl
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -176,6 +178,38 @@ def test_a_tracker_that_talks_nonsense_is_reported(
     one = membership(f"tracker:http://127.0.0.1:{rude_server(rude).port}")
     until(lambda: one.is_settled)
     assert one.members() == ()
+
+
+def test_a_tracker_behind_https_has_to_show_a_certificate(
+    rude_server: RudeFactory,
+    hello_server: ServerFactory,
+    membership: MembershipFactory,
+    identity: IdentityFactory,
+    expect_log: LogWatch,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a = hello_server("a")
+    made = a.identity.credentials("localhost")
+    (tmp_path / "tracker.pem").write_bytes(made.certificate + made.private_key)
+    (tmp_path / "ca.pem").write_bytes(made.authority)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "tracker.pem")
+    listed = [{"host": "127.0.0.1", "port": a.port}]
+    talk = says(json.dumps({"epoch": 1, "members": listed}).encode())
+
+    def secure(sock: socket.socket) -> None:
+        with context.wrap_socket(sock, server_side=True) as wrapped:
+            talk(wrapped)
+
+    peers = f"tracker:https://localhost:{rude_server(secure).port}"
+    expect_log("the tracker localhost:[0-9]+ does not answer: .*CERTIFICATE_VERIFY_FAILED")
+    one = membership(peers)
+    until(lambda: one.is_settled)
+    assert one.members() == ()
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+    other = membership(peers)
+    until(lambda: nodes(other) == [a.identity.node])
 
 
 def test_impossible_entries_of_a_tracker_are_left_out(

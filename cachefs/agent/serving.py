@@ -29,8 +29,8 @@ _IDLE_S = 60.0  # a client that asks nothing; its next request opens a connectio
 _MESSAGE_S = 10.0  # the rest of a message, an answer that nobody reads, a slot that is not freed
 _SLOT_S = 0.7 * wire.SILENCE_S  # afterwards the client reads by itself
 _INLINE_BYTES = 1 << 20
-_TOGETHER_BYTES = 4 << 20
-_TOGETHER_S = 0.002
+_TOGETHER_BYTES = 2 << 20
+_TOGETHER_S = 0.025
 _ASKED_BYTES = 64 << 10
 
 
@@ -87,11 +87,13 @@ class Relay:
 class Teller:
     """Tells a client how far its range in shared memory is, and that it goes on. Thread-safe.
 
-    On a slow link at every step. On a fast one a client that is woken for each MiB, and wakes the
-    agent's threads by turns, costs more than its copying: there a few steps are told together.
+    At every step when a reader waits, or the link is slow. On a fast one a client that is woken for
+    each MiB, and wakes the agent's threads by turns, costs as much as its copying: there two steps
+    are told together.
     """
 
-    def __init__(self, sock: socket.socket, sends: threading.Lock) -> None:
+    def __init__(self, sock: socket.socket, sends: threading.Lock, urgent: bool) -> None:
+        self._together_s = 0.0 if urgent else _TOGETHER_S
         self._sock = sock
         self._sends = sends
         self._untold = 0
@@ -102,7 +104,7 @@ class Teller:
         with self._sends:
             self._untold += count
             now_s = time.monotonic()
-            if self._untold >= _TOGETHER_BYTES or now_s - self._told_s >= _TOGETHER_S:
+            if self._untold >= _TOGETHER_BYTES or now_s - self._told_s >= self._together_s:
                 self._told_s = now_s
                 self._sock.sendall(self._news())
 
@@ -236,7 +238,7 @@ class Connection:
         self, source: Source, blob: Blob, extent: Extent, urgent: bool, slot: Slot
     ) -> None:
         wire.send_head(self._sock, {"offset": slot.offset})
-        teller = Teller(self._sock, self._sends)
+        teller = Teller(self._sock, self._sends, urgent)
         relay = Relay(teller.advance, urgent)
         self._fill(source, blob, extent.start, slot.view[: len(extent)], relay, teller)
         if self._sock.recv(1) != wire.FREE:
@@ -256,7 +258,7 @@ class Connection:
             sent += count
 
         wire.send_head(self._sock, {"inline": True})
-        teller = Teller(self._sock, self._sends)
+        teller = Teller(self._sock, self._sends, urgent)
         self._fill(source, blob, extent.start, view, Relay(send, urgent), teller)
 
     def _fill(

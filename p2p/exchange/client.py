@@ -47,8 +47,11 @@ class Sink(Protocol):
         """Hear that the next bytes are there; may raise to break off."""
         ...
 
-    def waiting(self, chain: tuple[str, ...]) -> None:
-        """Hear that the peer waits for bytes itself, through these nodes; may raise."""
+    def waiting(self, chain: tuple[str, ...], progress: int) -> None:
+        """Hear that the peer waits for bytes itself, through these nodes; may raise.
+
+        `progress` counts what it has got of anything.
+        """
         ...
 
 
@@ -71,6 +74,7 @@ class PeerClient:
 
     def __init__(self, identity: Identity, lanes: Lanes) -> None:
         self.paces = Paces()
+        self.received_bytes = 0
         self._identity = identity
         self._lanes = lanes
         self._lock = threading.Lock()
@@ -133,6 +137,7 @@ class PeerClient:
     def _advance(self, node: str, sink: Sink, fault: bool) -> Callable[[int], None]:
         def advance(count: int) -> None:
             self.paces.got(node, count)
+            self.received_bytes += count  # threads may lose one another's: it only must grow
             sink.advance(count)
             if not fault:
                 self._lanes.give_way()
@@ -147,7 +152,8 @@ class PeerClient:
                 raise WireError("closed without an answer")
             if head.status != 102:
                 return head
-            sink.waiting(tuple(filter(None, head.headers.get("waits", "").split(","))))
+            chain = tuple(filter(None, head.headers.get("waits", "").split(",")))
+            sink.waiting(chain, head.number("progress"))
 
     @contextlib.contextmanager
     def _paced(self, node: str) -> Iterator[None]:

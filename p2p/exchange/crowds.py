@@ -31,8 +31,9 @@ class _Holders(Mapping[int, frozenset[str]]):
 class Crowd:
     """The crowd of one blob as one node sees it. Thread-safe."""
 
-    def __init__(self, me: str, blob_id: str, n_chunks: int) -> None:
+    def __init__(self, me: str, reads_origin: bool, blob_id: str, n_chunks: int) -> None:
         self._me = me
+        self._reads_origin = reads_origin
         self._blob_id = blob_id
         self._n_chunks = n_chunks
         self._lock = threading.Lock()
@@ -67,7 +68,7 @@ class Crowd:
         with self._lock:
             if self._starts.get(node) != start:
                 self._starts[node] = start
-                self._draw(self._homes.order)
+                self._draw()
 
     def add(self, node: str, reads_origin: bool, held: bytes, start: int) -> None:
         """Take a node in, or hear more of it."""
@@ -76,20 +77,21 @@ class Crowd:
             for i, has in enumerate(held):
                 if has:
                     flags[i] = 1
-            if reads_origin and (node not in self._homes.order or self._starts[node] != start):
+            if reads_origin and self._starts.get(node) != start:
                 self._starts[node] = start
-                self._draw((*self._homes.order, node))
+                self._draw()
 
     def remove(self, node: str) -> None:
         """Forget a node."""
         with self._lock:
             self._flags.pop(node, None)
-            if node in self._homes.order and node != self._me:
-                del self._starts[node]
-                self._draw(tuple(n for n in self._homes.order if n != node))
+            if node != self._me and self._starts.pop(node, None) is not None:
+                self._draw()
 
-    def _draw(self, nodes: tuple[str, ...]) -> None:
+    def _draw(self) -> None:
         """Make the homes anew; the lock is held."""
+        others = [node for node in self._starts if node != self._me]
+        nodes = tuple(self._starts) if self._reads_origin or not others else others
         order = standing(self._blob_id, nodes)
         starts = tuple(self._starts[node] for node in order)
         self._homes = Homes(order, starts if any(starts) else ())

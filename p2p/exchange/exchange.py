@@ -226,6 +226,10 @@ class Exchange:
         """See `Home`."""
         return self._joining.joined(message, self._known, self._peek)
 
+    def progress(self) -> int:
+        """See `Home`."""
+        return self._gate.read_bytes + self._client.received_bytes
+
     def left(self, message: Mapping[str, Any]) -> None:
         """See `Home`."""
         node = str(message.get("node", ""))

@@ -36,10 +36,8 @@ log = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 0.5
 _ROOM_S = 30.0
 _TRIES = 8
-_HOME_S = 30.0
-_RELAY_S = 5.0
-"""How long a peer may wait itself: a home for the origin, a relay for another peer. Nodes whose
-views differ could wait for each other in a circle."""
+_STUCK_S = 3.0
+"""A peer that waits itself, and gets nothing at all meanwhile, is not waited for."""
 
 
 class Neighbours:
@@ -94,7 +92,7 @@ class Relay:
         self.blob = blob
         self.chunk_size = chunk_size
         self.n_chunks = -(-blob.size // chunk_size)
-        self.crowd = Crowd(parts.me, blob.id, self.n_chunks)
+        self.crowd = Crowd(parts.me, parts.may_read(blob), blob.id, self.n_chunks)
         self.used_s = time.monotonic()
         self._parts = parts
         self._lock = threading.Lock()
@@ -292,7 +290,7 @@ class Relay:
             if member is None:
                 continue
             try:
-                return self._ask(flight, member, view, insist, node in way.relays)
+                return self._ask(flight, member, view, insist)
             except ElsewhereError as other:
                 named = other.node if tried.get(other.node, 0) < 2 else ""
             except AbsentError as error:
@@ -306,13 +304,10 @@ class Relay:
             flight.restart()
         return None
 
-    def _ask(
-        self, flight: Flight, member: Member, view: memoryview, insist: bool, relays: bool
-    ) -> bytes:
+    def _ask(self, flight: Flight, member: Member, view: memoryview, insist: bool) -> bytes:
         name = ChunkName(self.blob, self.chunk_size, flight.chunk)
         flight.asking, flight.chain = member.node, (member.node,)
-        patience_s = _RELAY_S if relays else _HOME_S
-        sink = _Sink(flight, member.node, self._parts, patience_s)
+        sink = _Sink(flight, member.node, self._parts)
         said = self._parts.client.fetch(member, name, view, sink, flight.urgent, insist)
         self._check(flight, member, view, said)
         self.crowd.note(member.node, flight.chunk, True)
@@ -349,27 +344,30 @@ class WrongError(PeerError):
 class _Sink:
     """A flight that a peer brings, as long as the peer keeps up."""
 
-    def __init__(self, flight: Flight, node: str, parts: Parts, patience_s: float) -> None:
+    def __init__(self, flight: Flight, node: str, parts: Parts) -> None:
         self._me = parts.me
-        self._until_s = time.monotonic() + patience_s
         self._flight = flight
         self._node = node
         self._neighbours = parts.neighbours
         self._look_s = time.monotonic() + 1.0
+        self._progress = -1
+        self._until_s = time.monotonic() + _STUCK_S
 
     def advance(self, count: int) -> None:
         self._flight.advance(count)
         self._look()
 
-    def waiting(self, chain: tuple[str, ...]) -> None:
+    def waiting(self, chain: tuple[str, ...], progress: int) -> None:
         """Break a circle of nodes that wait for each other: the first by name asks elsewhere."""
         self._flight.chain = (self._node, *chain)
         if self._me in chain:
             circle = (self._node, *chain[: chain.index(self._me) + 1])
             if self._me == min(circle):
                 raise SlowError(f"{len(circle)} nodes wait for each other")
+        if progress > self._progress:
+            self._progress, self._until_s = progress, time.monotonic() + _STUCK_S
         if time.monotonic() > self._until_s:
-            raise SlowError(f"peer {self._node} has waited for a chunk for too long itself")
+            raise SlowError(f"peer {self._node} waits itself and gets nothing")
         self._look()
 
     def _look(self) -> None:

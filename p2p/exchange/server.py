@@ -71,6 +71,10 @@ class Home(Protocol):
         """Hear that a node loads a blob; raises WireError for a message that makes no sense."""
         ...
 
+    def progress(self) -> int:
+        """Return how many bytes it has got so far, of whatever."""
+        ...
+
     def left(self, message: Mapping[str, Any]) -> None:
         """Hear that a node is about to end."""
         ...
@@ -217,21 +221,21 @@ class Server:
                     ended = count == sent and flight.is_over
                     if count < sent or ended or flight.generation != generation:
                         raise WireError(f"{flight.blob.uri} chunk {flight.chunk} failed here")
-            if not flight.wait_over(_SEND_S) or not flight.digest:
+            over = flight.wait_over(_SEND_S)
+            if not over or not flight.digest or flight.generation != generation:
                 raise WireError(f"{flight.blob.uri} chunk {flight.chunk} was not right")
             channel.sock.sendall(flight.digest)
             metrics.PEER_BYTES.labels("sent").inc(total)
         finally:
             slab.release()
 
-    @staticmethod
-    def _await_first(channel: Channel, flight: Flight) -> int:
+    def _await_first(self, channel: Channel, flight: Flight) -> int:
         """Wait for the first bytes, and say meanwhile that we live; 0 when it failed."""
         while True:
             count = flight.wait_beyond(0, _HEARTBEAT_S, local=False)
             if count or flight.is_over:
                 return count
-            channel.sock.sendall(processing(flight.chain))
+            channel.sock.sendall(processing(flight.chain, self._home.progress()))
 
     def _send_some(
         self, channel: Channel, view: memoryview, sent: int, count: int, fault: bool

@@ -41,9 +41,13 @@ class Head:
     @property
     def length(self) -> int:
         """Return the body's length; 0 when none is stated."""
-        text = self.headers.get("content-length", "0")
-        if not text.isascii() or not text.isdigit() or len(text) > 15:
-            raise WireError(f"bad length {text[:40]!r}")
+        return self.number("content-length")
+
+    def number(self, name: str) -> int:
+        """Return the header's number; 0 when it is not there."""
+        text = self.headers.get(name, "0")
+        if not text.isascii() or not text.isdigit() or len(text) > 18:
+            raise WireError(f"bad {name} {text[:40]!r}")
         return int(text)
 
     @property
@@ -65,10 +69,13 @@ def answer(status: int, reason: str, headers: Mapping[str, str], length: int) ->
     return _message(f"HTTP/1.1 {status} {reason}", headers, length)
 
 
-def processing(chain: tuple[str, ...]) -> bytes:
-    """Return an interim answer: bytes are waited for, through the nodes of `chain`."""
+def processing(chain: tuple[str, ...], progress: int) -> bytes:
+    """Return an interim answer: bytes are waited for, through the nodes of `chain`.
+
+    `progress` counts all bytes that this node has got so far, of whatever.
+    """
     waits = f"Waits: {','.join(chain[:_MOST_WAITS])}\r\n" if chain else ""
-    return f"HTTP/1.1 102 Processing\r\n{waits}\r\n".encode()
+    return f"HTTP/1.1 102 Processing\r\nProgress: {progress}\r\n{waits}\r\n".encode()
 
 
 def _message(first: str, headers: Mapping[str, str], length: int) -> bytes:

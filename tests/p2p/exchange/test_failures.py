@@ -1,0 +1,204 @@
+"""Peers that die, hang, lie or talk nonsense cost time, never a byte."""
+
+import socket
+import threading
+import time
+
+import pytest
+from tests.conftest import LogWatch
+from tests.kit import faults as f
+from tests.kit.s3 import S3Server
+from tests.p2p.exchange.conftest import MIB, Cluster, ClusterFactory
+from tests.p2p.exchange.liar import Answer, Liar, give
+
+from weightstream.cachefs.blob import Blob
+from weightstream.errors import WeightstreamError
+from weightstream.p2p.members import Member
+
+CHUNK = 256 << 10
+
+
+def with_liar(nodes: Cluster, blob: Blob, answer: Answer) -> Liar:
+    """Add a peer that says it holds everything."""
+    liar = Liar("liar", -(-blob.size // CHUNK), answer)
+    for node in nodes.nodes:
+        node.told.everybody["liar"] = Member("liar", "127.0.0.1", liar.port, "")
+    return liar
+
+
+def flipped(data: bytes, chunk: int) -> bytes:
+    piece = bytearray(data[chunk * CHUNK : (chunk + 1) * CHUNK])
+    piece[len(piece) // 2] ^= 1
+    return bytes(piece)
+
+
+def test_flipped_bits_are_never_seen_and_their_sender_is_banned(
+    cluster: ClusterFactory, s3: S3Server, expect_log: LogWatch
+) -> None:
+    nodes = cluster(2)
+    blob, data = nodes.put(s3, 3 * MIB)
+    right = [data[i : i + CHUNK] for i in range(0, len(data), CHUNK)]
+
+    def answer(sock: socket.socket, chunk: int) -> None:
+        digest = give(right[chunk])[-32:]
+        sock.sendall(give(flipped(data, chunk), digest))
+
+    expect_log("peer liar at .* sent wrong bytes of .*w.bin bytes .*: not asked again")
+    with with_liar(nodes, blob, answer) as liar:
+        assert nodes.load_all(blob) == [data, data]
+        asked = len(liar.asked)
+        assert asked > 0
+        assert nodes.nodes[0].load(blob) == data
+        assert len(liar.asked) == asked, "it was asked again"
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["hang up", "hang", "half", "garbage", "endless head", "too long", "nothing but 102", "503"],
+)
+def test_an_answer_that_is_none_is_got_elsewhere(
+    cluster: ClusterFactory, s3: S3Server, what: str
+) -> None:
+    nodes = cluster(2)
+    blob, data = nodes.put(s3, 2 * MIB)
+    over = threading.Event()
+
+    def answer(sock: socket.socket, chunk: int) -> None:
+        body = data[chunk * CHUNK : (chunk + 1) * CHUNK]
+        match what:
+            case "hang":
+                over.wait(20)
+            case "half":
+                sock.sendall(give(body)[: CHUNK // 2])
+            case "garbage":
+                sock.sendall(bytes(range(256)) * 64)
+            case "endless head":
+                sock.sendall(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 4096)
+            case "too long":
+                sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\n\r\n" + body)
+            case "nothing but 102":
+                until = time.monotonic() + 20
+                while time.monotonic() < until and not over.wait(0.1):
+                    sock.sendall(b"HTTP/1.1 102 Processing\r\nWaits: nobody\r\n\r\n")
+            case "503":
+                sock.sendall(b"HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n")
+
+    with with_liar(nodes, blob, answer) as liar:
+        try:
+            assert nodes.load_all(blob) == [data, data]
+        finally:
+            over.set()
+        assert liar.asked
+
+
+def test_a_node_that_ends_in_the_middle_is_stood_in_for(
+    cluster: ClusterFactory, s3: S3Server
+) -> None:
+    nodes = cluster(4)
+    blob, data = nodes.put(s3, 8 * MIB)
+    nodes.proxy.add(f.When(key="w.bin", ranged=True, times=None), f.Drip(2 * MIB))
+    dying = nodes.nodes[3]
+    threading.Timer(0.8, dying.exchange.close).start()
+    results: list[bytes] = []
+    loader = threading.Thread(target=lambda: results.extend(nodes.load_all(blob, nodes.nodes[:3])))
+    broken = threading.Thread(target=lambda: _fails(nodes, blob))
+    for thread in (loader, broken):
+        thread.start()
+    for thread in (loader, broken):
+        thread.join(60)
+    assert results == [data] * 3
+    assert nodes.origin_bytes(blob) <= 1.6 * blob.size
+
+
+def _fails(nodes: Cluster, blob: Blob) -> None:
+    with pytest.raises(WeightstreamError):
+        nodes.load_all(blob, nodes.nodes[3:])
+
+
+def test_without_the_origin_the_cluster_serves_what_it_has(
+    cluster: ClusterFactory, s3: S3Server
+) -> None:
+    nodes = cluster(3)
+    blob, data = nodes.put(s3, 3 * MIB)
+    assert nodes.nodes[0].load(blob) == data
+    nodes.proxy.add(f.When(key="w.bin", times=None), f.FORBIDDEN)
+    assert nodes.load_all(blob) == [data] * 3
+
+
+def test_without_the_origin_and_without_a_chunk_the_error_says_so(
+    cluster: ClusterFactory, s3: S3Server
+) -> None:
+    nodes = cluster(2)
+    blob, _ = nodes.put(s3, 2 * MIB)
+    nodes.proxy.add(f.When(key="w.bin", times=None), f.FORBIDDEN)
+    with pytest.raises(WeightstreamError, match=r"w\.bin"):
+        nodes.load_all(blob)
+
+
+def test_another_version_is_never_mixed_in(cluster: ClusterFactory, s3: S3Server) -> None:
+    nodes = cluster(2)
+    old, data = nodes.put(s3, 2 * MIB)
+    assert nodes.nodes[0].load(old) == data
+    s3.put_files(nodes.bucket, {"w.bin": bytes(reversed(data))})
+    (new,) = nodes.nodes[1].origin.list(old.uri)
+    assert new.version != old.version
+    assert nodes.nodes[1].load(new) == bytes(reversed(data))
+    assert nodes.nodes[1].load(old) == data, "the other node still has it"
+
+
+def test_who_may_not_read_the_origin_gets_it_from_those_who_may(
+    cluster: ClusterFactory, s3: S3Server
+) -> None:
+    nodes = cluster(3)
+    blob, data = nodes.put(s3, 3 * MIB)
+    nodes.nodes[2].allowed = False
+    assert nodes.load_all(blob) == [data] * 3
+    assert nodes.origin_bytes(blob) <= 1.1 * blob.size
+
+
+def test_a_uri_that_nobody_here_reads_is_not_fetched_for_a_peer(
+    cluster: ClusterFactory, s3: S3Server
+) -> None:
+    nodes = cluster(2)
+    blob, _ = nodes.put(s3, MIB)
+    nodes.nodes[0].allowed = False
+    nodes.nodes[1].allowed = False
+    with pytest.raises(WeightstreamError, match="may not read its origin"):
+        nodes.load_all(blob)
+    assert nodes.origin_bytes(blob) == 0
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET /v1/chunk/../../etc/passwd/1/1 HTTP/1.1\r\n\r\n",
+        b"GET /v1/chunk/" + b"0" * 32 + b"/262144/99999999999999999999 HTTP/1.1\r\n\r\n",
+        b"GET /v1/chunk/" + b"0" * 32 + b"/262144/-1 HTTP/1.1\r\n\r\n",
+        b"POST /v1/join HTTP/1.1\r\nContent-Length: 99999999999\r\n\r\n",
+        b"POST /v1/join HTTP/1.1\r\nContent-Length: 5\r\n\r\n[1,2]",
+        b'POST /v1/join HTTP/1.1\r\nContent-Length: 13\r\n\r\n{"node":null}',
+        b"POST /v1/join HTTP/1.1\r\nContent-Length: nan\r\n\r\n",
+        b"A" * 100_000,
+        bytes(range(256)) * 40,
+    ],
+)
+def test_garbage_on_the_port_is_hung_up_on(
+    cluster: ClusterFactory, s3: S3Server, sent: bytes
+) -> None:
+    nodes = cluster(1)
+    port = nodes.nodes[0].exchange.port
+    with socket.create_connection(("127.0.0.1", port), 5) as sock:
+        sock.settimeout(15)
+        sock.sendall(sent)
+        sock.shutdown(socket.SHUT_WR)
+        heard = b""
+        try:
+            while more := sock.recv(4096):
+                heard += more
+        except ConnectionResetError:
+            pass
+    assert b" 200 " not in heard
+    blob, data = nodes.put(s3, MIB)
+    assert nodes.nodes[0].load(blob) == data

@@ -1,7 +1,7 @@
 """The nodes of a simulated crowd: each follows the schedule as an exchange does."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
@@ -9,7 +9,7 @@ from typing import Protocol
 from weightstream.bench.swarm_sim.network import Flow, Link, Network
 from weightstream.bench.swarm_sim.paces import Asked
 from weightstream.bench.swarm_sim.scenario import Scenario
-from weightstream.p2p.schedule import ORIGIN, Homes, View, is_slow, route
+from weightstream.p2p.schedule import ORIGIN, Homes, Pace, View, is_slow, route
 
 _JOIN_S = 0.08
 """An agent waits this long for others to begin with it."""
@@ -370,7 +370,7 @@ class Node:
             return
         now_s = self.crowd.network.now_s
         paces = {name: asked.pace(now_s) for name, asked in self.paces.items()}
-        slow = frozenset(name for name in paces if is_slow(paces, name))
+        slow = frozenset(_slow(paces))
         if slow != self.slow:
             self.slow = slow
             self.forget_view()
@@ -413,6 +413,15 @@ class Node:
             flow.heard = True
             asked.open(self.crowd.network.now_s)
         asked.got_bytes += self.crowd.scenario.piece_bytes
+
+
+def _slow(paces: Mapping[str, Pace]) -> Iterator[str]:
+    """Yield who is slow, the slowest first: after the first who is not, nobody is."""
+    busy = [name for name, pace in paces.items() if pace.busy_s >= _JUDGED_S]
+    for name in sorted(busy, key=lambda name: paces[name].rate_bytes_s):
+        if not is_slow(paces, name):
+            return
+        yield name
 
 
 def flow_broken(flow: Flow, fetch: Fetch) -> None:

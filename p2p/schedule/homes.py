@@ -53,6 +53,10 @@ class Homes:
         batches = self._batches(chunk)
         return chain.from_iterable(turned(batch, chunk) for batch in batches)
 
+    def founders(self, chunk: int) -> tuple[str, ...]:
+        """Return who may be home of a chunk; nobody when all came late and the first have gone."""
+        return self._batches(chunk)[0]
+
     def before(self, chunk: int, node: str) -> tuple[tuple[str, ...], ...]:
         """Return those who came when `chunk` had been begun: `node` with those who came with it,
         then those who came before, the latest first. Empty for who was there from the first."""

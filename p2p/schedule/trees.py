@@ -6,7 +6,8 @@ its home at the root, and bytes are passed down while they arrive. The trees of 
 turn have different inner nodes (as the stripes of SplitStream have), so every node passes on as
 much as it receives: inner in one of them, a leaf in the others.
 
-A zone has a tree of its own whose head asks across the border: a chunk enters a zone once.
+A zone has a tree of its own whose head asks across the border: a chunk enters a zone once. So have
+those who joined late together: the head asks who came before, who are ahead.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from functools import lru_cache
 
 from blake3 import blake3
 
-from weightstream.p2p.schedule.homes import Homes
+from weightstream.p2p.schedule.homes import Homes, turned
 
 
 def parent(
@@ -29,16 +30,36 @@ def ancestors(
     homes: Homes, chunk: int, node: str, fan_out: int, zones: Mapping[str, str] | None = None
 ) -> Iterator[str]:
     """Yield who stands between `node` and the origin: its parent first, the home last."""
-    zone_of = tuple(zones.get(member, "") for member in homes.order) if zones else ()
-    layout = _layout(homes.order, zone_of)
-    home = homes.home(chunk)
-    seen = node
-    if node not in layout.place:
-        seen = layout.adopter(chunk, node, (zones or {}).get(node, ""))
-        yield seen
-    while seen != home:
-        seen = layout.above(chunk, seen, home, fan_out)
-        yield seen
+    at: str | None = node
+    for batch in homes.before(chunk, node):
+        root = next(turned(batch, chunk))
+        yield from _climb(batch, chunk, at, root, fan_out, zones or {})
+        at = None
+    founders = homes.founders(chunk)
+    if founders:
+        yield from _climb(founders, chunk, at, homes.home(chunk), fan_out, zones or {})
+
+
+def _climb(
+    nodes: tuple[str, ...],
+    chunk: int,
+    at: str | None,
+    root: str,
+    fan_out: int,
+    zones: Mapping[str, str],
+) -> Iterator[str]:
+    """Yield who stands above `at` in the tree of `nodes`; the root alone when it comes from below
+    that tree."""
+    if at is None:
+        yield root
+        return
+    layout = _layout(nodes, tuple(zones.get(node, "") for node in nodes) if zones else ())
+    if at not in layout.place:
+        at = layout.adopter(chunk, at, zones.get(at, ""))
+        yield at
+    while at != root:
+        at = layout.above(chunk, at, root, fan_out)
+        yield at
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +85,7 @@ class _Layout:
         return self._node(chunk, upper, 0, root, fan_out)
 
     def adopter(self, chunk: int, node: str, zone: str) -> str:
-        """Return whom a node that does not stand in the crowd asks: one of its zone, if any."""
+        """Return whom a node outside of the crowd asks: one of its zone, if any."""
         nodes = self.zones[self.names.index(zone) if zone in self.names else 0]
         digest = blake3(f"{node}|{chunk}".encode()).digest(length=8)
         return nodes[int.from_bytes(digest, "big") % len(nodes)]

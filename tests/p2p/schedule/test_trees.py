@@ -90,3 +90,16 @@ def test_a_node_outside_of_the_crowd_has_a_parent_of_its_zone() -> None:
         above = tuple(ancestors(homes, chunk, "guest", 3, zone_of))
         assert zone_of[above[0]] == "2"
         assert above[-1] == homes.home(chunk)
+
+
+def test_those_who_join_late_have_a_tree_of_their_own() -> None:
+    order = standing("blob", [f"n{i}" for i in range(40)])
+    late = set(order[::2])
+    homes = Homes(order, tuple(100 if node in late else 0 for node in order))
+    for chunk in range(10):
+        entered = [node for node in late if parent(homes, chunk, node, 3) not in late]
+        assert len(entered) == 1
+        for node in order:
+            above = tuple(ancestors(homes, chunk, node, 3))
+            assert (above[-1] if above else node) == homes.home(chunk)
+            assert node in late or not late.intersection(above)

@@ -50,6 +50,8 @@ class Link:
         self._longest = longest
         self._memory = memory
         self._unread = b""
+        self._hangup = select.poll()
+        self._hangup.register(sock, select.POLLHUP | select.POLLERR | select.POLLRDHUP)
 
     def read(self, root: str, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
         """Fill `into`, or as much of it as one request may ask for.
@@ -117,6 +119,7 @@ class Link:
             if kind == wire.BYTES and 0 < count <= len(into) - done:
                 if place is not None:
                     copy(place[done : done + count], into[done : done + count])
+                    self._check_still_ours()
                 else:
                     self._receive_inline(into[done : done + count])
                 done += count
@@ -129,6 +132,14 @@ class Link:
                 raise wire.WireError(f"frame {kind} {count} after {done} of {len(into)} bytes")
         if place is not None:
             self._sock.sendall(wire.FREE)
+
+    def _check_still_ours(self) -> None:
+        """Raise when the slot may have been another client's while it was copied.
+
+        The agent takes a slot back from a client that is too slow, and hangs up before it does.
+        """
+        if self._hangup.poll(0):
+            raise wire.WireError("the agent closed the connection")
 
     def _failure(self, kind: int, count: int) -> Exception:
         missing = max(0, count - len(self._unread))

@@ -169,8 +169,7 @@ class Connection:
 
     def cancel(self) -> None:
         """End what runs, and the connection."""
-        with suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
+        self._hang_up()
         relay = self._relay
         if relay is not None:
             relay.cancel()
@@ -178,6 +177,10 @@ class Connection:
     def close(self) -> None:
         """Close the socket; the connection's thread has ended."""
         self._sock.close()
+
+    def _hang_up(self) -> None:
+        with suppress(OSError):  # the client did
+            self._sock.shutdown(socket.SHUT_RDWR)
 
     def _greet(self) -> None:
         hello = wire.receive_head(self._sock, _ASKED_BYTES)
@@ -231,6 +234,9 @@ class Connection:
             return
         try:
             self._read_shared(source, blob, extent, urgent, slot)
+        except BaseException:
+            self._hang_up()  # before the slot is another's: the client may be copying from it
+            raise
         finally:
             slot.release()
 

@@ -22,6 +22,7 @@ from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch.budget import MemoryBudget
 from weightstream.cachefs.fetch.source import Plan, Source, Transfer
 from weightstream.cachefs.origin import Checksum
+from weightstream.cachefs.store.write_back import copy
 from weightstream.errors import (
     AccessDeniedError,
     LoadCancelled,
@@ -407,6 +408,23 @@ def test_clients_that_keep_their_slots_leave_the_others_to_the_origin(
     finally:
         for sock in kept:
             sock.close()
+
+
+def test_a_client_that_is_too_slow_never_takes_anothers_bytes_for_its_own(
+    source: AgentSource, arena: Arena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sleeps with the bytes before it; the agent takes the slot back, others use it."""
+    monkeypatch.setattr("weightstream.cachefs.agent.serving._MESSAGE_S", 0.2)
+
+    def copy_late(place: memoryview, into: memoryview) -> None:
+        eventually(lambda: bool(arena._idle))
+        for _, slot in arena._idle:
+            slot.view[:] = bytes(len(slot.view))
+        copy(place, into)
+
+    monkeypatch.setattr("weightstream.cachefs.agent.links.copy", copy_late)
+    read(source)
+    assert fallback_of(source).reads == 1
 
 
 def test_a_client_that_reads_nothing_is_dropped(

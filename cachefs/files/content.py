@@ -59,10 +59,10 @@ class _Landing:
         self._held = held
 
     def reserve(self, extent: Extent) -> Slab | None:
-        return self._content.memory.reserve(self._held.blob, extent, self._held.chunk_bytes)
+        return self._content.memory.reserve(self._held.blob, extent, self._held.chunk_bytes, self)
 
     def landed(self, extent: Extent) -> None:
-        self._content.memory.landed(self._held.blob, extent, self._held.chunk_bytes)
+        self._content.memory.landed(self._held.blob, extent, self._held.chunk_bytes, self)
         self._content.have_landed(self._held, extent)
 
 
@@ -107,6 +107,14 @@ class Content:
     def is_complete(self, blob: Blob) -> bool:
         """Say whether all of a blob is in the store, verified and sealed."""
         return self._shelf.is_complete(blob)
+
+    def lies_in_memory(self, blob: Blob) -> bool:
+        """Say whether most of a blob has landed and waits to be read, complete or not.
+
+        A shard that was filled ahead of its reader: the disk has it by now, but the page cache has
+        not, and from here it costs a copy.
+        """
+        return 2 * self.memory.unread_bytes(blob) > blob.size
 
     def backing(self, blob: Blob) -> int | None:
         """Return a new read-only descriptor of a complete blob's data; the caller closes it."""

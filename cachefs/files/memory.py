@@ -25,23 +25,31 @@ class Memory:
         with self._lock:
             return self._retained.bytes_retained
 
-    def reserve(self, blob: Blob, extent: Extent, chunk_bytes: int) -> Slab | None:
+    def unread_bytes(self, blob: Blob) -> int:
+        """Return how much of a blob is kept that nobody has read yet."""
+        with self._lock:
+            return self._retained.unread_bytes(blob)
+
+    def reserve(self, blob: Blob, extent: Extent, chunk_bytes: int, owner: object) -> Slab | None:
         """Return memory for a range; what was kept for readers gives way to what they ask for."""
         while (slab := self._slabs.try_take(len(extent))) is None:
             if not self.drop_one():
                 return None
         slab.hold()
+        landed = Landed(blob, extent, slab, extent.start, owner)
         with self._lock:
-            replaced = self._retained.add(Landed(blob, extent, slab, extent.start), chunk_bytes)
+            replaced = self._retained.add(landed, chunk_bytes)
         for older in replaced:
             older.release()
         return slab
 
-    def landed(self, blob: Blob, extent: Extent, chunk_bytes: int) -> None:
-        """Hear that bytes of a reserved range are valid."""
+    def landed(self, blob: Blob, extent: Extent, chunk_bytes: int, owner: object) -> None:
+        """Hear that bytes of a range are valid in the memory that `owner` reserved for them."""
         with self._lock:
             landed = self._retained.find(blob, extent.start // chunk_bytes)
-            if landed is not None and landed.extent.start <= extent.start <= landed.valid_to:
+            if landed is None or landed.owner is not owner:
+                return
+            if landed.extent.start <= extent.start <= landed.valid_to:
                 landed.valid_to = max(landed.valid_to, min(extent.stop, landed.extent.stop))
 
     def hold(self, blob: Blob, extent: Extent, chunk_bytes: int) -> Landed | None:

@@ -18,12 +18,17 @@ from weightstream.cachefs.fetch.slabs import Slab
 
 @dataclass(slots=True, eq=False)
 class Landed:
-    """A range of a blob in memory; its bytes are valid from its start to `valid_to`."""
+    """A range of a blob in memory; its bytes are valid from its start to `valid_to`.
+
+    `owner` is who brings them. Two may bring the same chunk at once, each into memory of its own:
+    what one of them has says nothing of the other's.
+    """
 
     blob: Blob
     extent: Extent
     slab: Slab
     valid_to: int
+    owner: object
     read_bytes: int = 0
 
     def has(self, extent: Extent) -> bool:
@@ -51,6 +56,11 @@ class Retained:
     def bytes_retained(self) -> int:
         """Return how much memory is kept."""
         return sum(len(landed.extent) for landed in self._oldest_first)
+
+    def unread_bytes(self, blob: Blob) -> int:
+        """Return how much of a blob lies here that nobody has read yet."""
+        mine = (landed for landed in self._oldest_first if landed.blob == blob)
+        return sum(one.valid_to - one.extent.start - one.read_bytes for one in mine)
 
     def add(self, landed: Landed, chunk_bytes: int) -> list[Slab]:
         """Keep a range; return the slabs of ranges that it replaces, for the caller to release."""

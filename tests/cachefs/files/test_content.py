@@ -148,6 +148,34 @@ def test_a_load_completes_the_file_and_says_so(make_scene: Callable[..., Scene])
     assert scene.content.state(FILE.blob).state == "complete"
 
 
+def test_what_was_filled_ahead_lies_in_memory_until_it_is_read(
+    make_scene: Callable[..., Scene],
+) -> None:
+    scene = make_scene({FILE: DATA})
+    scene.read(FILE, 0, 4096).wait()
+    assert until(lambda: bool(scene.completed))
+    assert scene.content.lies_in_memory(FILE.blob)
+    for start in range(0, SIZE, 100_000):
+        assert scene.read(FILE, start, start + 100_000).wait().data == DATA[start : start + 100_000]
+    assert not scene.content.lies_in_memory(FILE.blob)
+    assert scene.content.memory.unread_bytes(FILE.blob) == 0
+
+
+def test_what_one_fetch_brings_says_nothing_of_the_memory_of_another(
+    make_scene: Callable[..., Scene],
+) -> None:
+    """A demand and a fill may both bring a chunk; the slab of the later one has old bytes in it."""
+    memory, whole = make_scene({FILE: DATA}).content.memory, Extent(0, CHUNK)
+    slabs = [memory.reserve(FILE.blob, whole, CHUNK, owner) for owner in ("fill", "demand")]
+    memory.landed(FILE.blob, whole, CHUNK, "fill")
+    assert not memory.has(FILE.blob, whole, CHUNK)
+    memory.landed(FILE.blob, whole, CHUNK, "demand")
+    assert memory.has(FILE.blob, whole, CHUNK)
+    for slab in slabs:
+        assert slab is not None
+        slab.release()
+
+
 def test_what_is_complete_is_read_from_the_store(make_scene: Callable[..., Scene]) -> None:
     scene = make_scene({FILE: DATA})
     scene.read(FILE, 0, 4096).wait()

@@ -87,9 +87,14 @@ class Names:
         return node
 
     def can_pass(self, blob: Blob, ino: int) -> bool:
-        """Say whether a file is opened by passthrough now."""
+        """Say whether a file is opened by passthrough now.
+
+        Not while most of it lies in the server's memory: by passthrough it would be read back from
+        the disk to which it has just been written.
+        """
         allowed = self._allows_passthrough(file_id(ino, complete=True))
-        return allowed and self._content.is_complete(blob)
+        content = self._content
+        return allowed and content.is_complete(blob) and not content.lies_in_memory(blob)
 
     def identify(self, entry: Entry) -> int:
         """Return the node id that an entry has now."""

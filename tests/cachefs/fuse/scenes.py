@@ -100,6 +100,7 @@ class FakeContent:
         self.on_complete: Callable[[Blob], None] = lambda blob: None
         self.lock = threading.Lock()
         self.complete: set[str] = set()
+        self.in_memory: set[str] = set()
         self.held: set[str] = set()
         self.gone: set[str] = set()
         self.parked: list[FakeTicket] = []
@@ -111,6 +112,9 @@ class FakeContent:
 
     def is_complete(self, blob: Blob) -> bool:
         return blob.id in self.complete
+
+    def lies_in_memory(self, blob: Blob) -> bool:
+        return blob.id in self.in_memory
 
     def backing(self, blob: Blob) -> int | None:
         if blob.id not in self.complete:

@@ -132,6 +132,16 @@ def test_a_replaced_version_is_sent_back_once(driver: Driver) -> None:
         assert not stale(driver, nodeid)
 
 
+def test_what_lies_in_memory_is_passed_through_once_it_was_read(driver: Driver) -> None:
+    in_memory = driver.scene.content.in_memory
+    in_memory.add(driver.scene.tree.files["b"].blob.id)
+    nodeid = driver.look_up("b")
+    assert driver.open(nodeid, 2) == (2, Open.KEEP_CACHE | Open.NOFLUSH, 0)
+    in_memory.clear()
+    assert stale(driver, nodeid)
+    assert driver.open(driver.look_up("b"), 4) == (4, Open.PASSTHROUGH | Open.NOFLUSH, 1)
+
+
 def test_an_evicted_file_is_stale_until_it_is_looked_up(driver: Driver) -> None:
     nodeid = driver.look_up("b")
     driver.scene.evict("b")

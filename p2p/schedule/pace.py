@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 _LEAST_S = 1.0
-_FACTOR = 4.0e9
+_FACTOR = 4.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -217,18 +217,31 @@ class Heartbeats:
     # The beats thread
 
     def _run(self) -> None:
-        try:
-            while not self._closed:
+        while not self._closed:
+            try:
                 self._turn()
-        except Exception:
-            log.exception("the heartbeat ended: the members of now are kept")
-        finally:
-            for peer in self._peers.values():
-                self._hang_up(peer)
-            self._selector.close()
-            with self._lock:
-                self._ended = True
-                os.close(self._wake)
+            except Exception:
+                log.exception("the heartbeat failed and begins anew")
+                self._begin_anew()
+        self._let_go()
+        with self._lock:
+            self._ended = True
+            os.close(self._wake)
+
+    def _begin_anew(self) -> None:
+        """Forget every conversation, whatever state it is in; the members stay for the moment."""
+        self._let_go()
+        self._peers.clear()
+        self._due.clear()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        time.sleep(policy.BEAT_S)
+        self._poke()
+
+    def _let_go(self) -> None:
+        self._selector.close()
+        for peer in self._peers.values():
+            peer.line.close()
 
     def _turn(self) -> None:
         due_s = min(self._due[0][0] if self._due else math.inf, self._death_s or math.inf)

@@ -2,7 +2,8 @@
 
     POST /v1/members  {node, host, port, zone}    registers for 15 s; the answer lists everybody
     GET  /v1/members?wait=<epoch>&seconds=<n>     the same list, once it is of another epoch
-    GET  /announce, /scrape                       BitTorrent, with `key=` where there is a secret
+    GET  /announce, /scrape                       BitTorrent
+    GET  /announce/<key>, or /announce?key=<key>  the same where there is a secret
 
 Everything it knows is soft: after a restart the nodes have told it again within five seconds, and a
 cluster whose tracker is gone goes on with the members that it had.
@@ -51,12 +52,18 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def announce_key(keys: ClusterKeys | None) -> str:
-    """Return what announces carry as `key=`; empty without a secret.
-
-    Clients add a `key` of their own, which identifies them across addresses; one that fits is
-    enough.
-    """
+    """Return what announces carry as key; empty without a secret."""
     return keys.key("tracker").hex() if keys else ""
+
+
+def announce_url(tracker: str, keys: ClusterKeys | None) -> str:
+    """Return what a torrent names as its tracker; `tracker` is http(s)://host:port.
+
+    The key is in the path: measured, libtorrent 2.1 by default asks no tracker in a local network
+    whose URL has a query. Who gets the torrent gets the key; it opens nothing but announces.
+    """
+    key = announce_key(keys)
+    return f"{tracker.rstrip('/')}/announce" + (f"/{key}" if key else "")
 
 
 class _State:
@@ -127,9 +134,12 @@ class _State:
         """Answer in BitTorrent's manner: 200, and what is wrong inside."""
         try:
             fields = parse_query(request.raw_path.partition("?")[2])
-            if self.key and not any(
-                hmac.compare_digest(self.key, key) for key in fields.get("key", ())
-            ):
+            # clients add a `key` of their own, to be known by at another address: any may fit
+            keys = [
+                *fields.get("key", ()),
+                request.match_info.get("key", "").encode("utf-8", "replace"),
+            ]
+            if self.key and not any(hmac.compare_digest(self.key, key) for key in keys):
                 raise AnnounceError("the key is wrong")
             answer: Bencoded = act(fields, request.remote or "")
         except AnnounceError as error:
@@ -206,8 +216,9 @@ class Tracker:
         app = web.Application(client_max_size=_MOST_BODY_BYTES, middlewares=[state.guard])
         app.router.add_post(MEMBERS_PATH, state.register)
         app.router.add_get(MEMBERS_PATH, state.members)
-        app.router.add_get("/announce", state.announce)
-        app.router.add_get("/scrape", state.scrape)
+        for path, handler in (("/announce", state.announce), ("/scrape", state.scrape)):
+            app.router.add_get(path, handler)
+            app.router.add_get(f"{path}/{{key}}", handler)
         runner = web.AppRunner(
             app, access_log=None, keepalive_timeout=_IDLE_S, lingering_time=0.0,
             shutdown_timeout=0.5, handler_cancellation=True,

@@ -25,7 +25,7 @@ from tests.p2p.members.conftest import (
 )
 
 from weightstream.p2p.identity import Signer, is_node_name
-from weightstream.p2p.members import Member, open_membership
+from weightstream.p2p.members import Member, open_membership, policy
 from weightstream.p2p.members.hello import parse_hello
 from weightstream.p2p.members.line import Answer, LineError, _parse_head
 
@@ -152,6 +152,24 @@ def test_a_listener_that_fails_or_takes_long_stops_nothing(
     until(lambda: len(nodes(one)) == 2)
     release.set()
     until(lambda: len(calls) >= 2)
+
+
+def test_an_error_of_its_own_does_not_end_the_heartbeat(
+    hello_server: ServerFactory,
+    membership: MembershipFactory,
+    expect_log: LogWatch,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expect_log("the heartbeat failed and begins anew")
+    a, b = hello_server("a"), hello_server("b")
+    one = membership(f"{a.address},{b.address}")
+    until(lambda: len(nodes(one)) == 2)
+    with monkeypatch.context() as broken:
+        broken.setattr(policy, "beat_s", lambda addresses: 1 / 0)
+        until(lambda: expect_log.messages("begins anew"))
+    hellos = a.hellos
+    until(lambda: a.hellos > hellos + 2)
+    assert len(nodes(one)) == 2
 
 
 def test_a_peer_of_another_secret_is_none_and_is_reported(

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import LogWatch
+from tests.kit.processes import run_python
 from tests.p2p.identity.conftest import OTHER_SECRET
 from tests.p2p.members.conftest import (
     IdentityFactory,
@@ -29,7 +30,7 @@ from weightstream.p2p.members import tracked
 from weightstream.p2p.members import tracker as module
 from weightstream.p2p.members.registry import TTL_S, Entry, Registry
 from weightstream.p2p.members.swarms import Bencoded, bencode
-from weightstream.p2p.members.tracker import Tracker, announce_key
+from weightstream.p2p.members.tracker import Tracker, announce_key, announce_url
 
 PLAIN = {"peer_encryption": "off"}
 TrackerFactory = Callable[..., Tracker]
@@ -490,9 +491,74 @@ def test_announces_need_the_key(tracker: TrackerFactory, identity: IdentityFacto
     again = announce(running, 1, key=key)
     assert again[b"peers6"][:4] == bytes([0x20, 0x01, 0x0D, 0xB8])
     assert bdecode(ask(running, "GET", "/scrape")[1])[b"failure reason"] == b"the key is wrong"
+    for path, fine in (
+        (f"/scrape/{key}", True),
+        (f"/scrape/{key[:-1]}", False),
+        ("/scrape/%FF", False),
+    ):
+        answer = bdecode(ask(running, "GET", f"{path}?info_hash={urllib.parse.quote(HASH)}")[1])
+        assert (b"files" in answer) is fine
+
+
+def test_urls_for_torrents(identity: IdentityFactory) -> None:
+    keys = identity("a").keys
+    assert announce_url("http://t:7472/", None) == "http://t:7472/announce"
+    assert announce_url("http://t:7472", keys) == f"http://t:7472/announce/{announce_key(keys)}"
 
 
 def test_without_a_secret_a_peer_is_where_it_asks_from(tracker: TrackerFactory) -> None:
     running = tracker()
     announce(running, 1, ip="192.0.2.1")
     assert announce(running, 2)[b"peers"][:4] == bytes([127, 0, 0, 1])
+
+
+SWARM = """
+import time
+import libtorrent as lt
+
+where, url = sys.argv[1:]
+data = bytes(range(256)) * 1024
+
+def session():
+    params = lt.session_params()
+    params.settings = {
+        "listen_interfaces": "127.0.0.1:0", "enable_dht": False, "enable_lsd": False,
+        "enable_upnp": False, "enable_natpmp": False, "stop_tracker_timeout": 1,
+        "allow_multiple_connections_per_ip": True, "min_announce_interval": 1,
+    }
+    return lt.session(params)
+
+with open(where + "/w.bin", "wb") as file:
+    file.write(data)
+made = lt.create_torrent([lt.create_file_entry("w.bin", len(data))], 65536, 0)
+lt.set_piece_hashes(made, where)
+made.set_priv(True)
+made.add_tracker(url)
+torrent = lt.bencode(made.generate())
+sessions = []
+for folder in (where, where + "/other"):
+    parameters = lt.load_torrent_buffer(torrent)
+    parameters.save_path = folder
+    one = session()
+    sessions.append((one, one.add_torrent(parameters)))
+    time.sleep(0.5)
+deadline = time.monotonic() + 30
+last = sessions[1][1]
+while not last.status().is_seeding and time.monotonic() < deadline:
+    time.sleep(0.1)
+    last.force_reannounce()
+emit(last.status().is_seeding)
+"""
+
+
+def test_libtorrent_finds_its_peers_here(
+    tracker: TrackerFactory, identity: IdentityFactory, tmp_path: Path
+) -> None:
+    pytest.importorskip("libtorrent")
+    keys = identity("a").keys
+    running = tracker(keys)
+    (tmp_path / "other").mkdir()
+    url = announce_url(f"http://127.0.0.1:{running.port}", keys)
+    outcome = run_python(SWARM, tmp_path, url)
+    assert outcome.value is True
+    assert (tmp_path / "other" / "w.bin").read_bytes() == (tmp_path / "w.bin").read_bytes()

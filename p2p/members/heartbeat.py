@@ -187,12 +187,12 @@ class Heartbeats:
                 node, other, second,
             )  # fmt: skip
 
-    def _keep(self, peer: _Peer, change: Callable[[Record], Record]) -> None:
+    def _keep(self, peer: _Peer, change: Callable[[Record], Record]) -> Record | None:
         now_s = time.monotonic()
         with self._lock:
             before = self._records.get(peer.address)
             if before is None:
-                return
+                return None  # it is not asked for any more
             after = self._records[peer.address] = change(before)
             self._unasked.discard(peer.address)
             if _standing(before) != _standing(after) or self._view.has_namesakes:
@@ -200,6 +200,7 @@ class Heartbeats:
             if after.failing_s is not None and self._death_s is None:
                 self._death_s = after.failing_s + policy.DEAD_S
             self._settle()
+            return after
 
     # The notifier thread
 
@@ -316,9 +317,8 @@ class Heartbeats:
         except OSError as error:
             self._failed(peer, error)
             return
-        self._rest(peer)
         peer.told.clear()
-        self._keep(peer, self._after(peer, hello))
+        self._rest(peer, self._keep(peer, self._after(peer, hello)))
 
     @staticmethod
     def _after(peer: _Peer, hello: Hello) -> Callable[[Record], Record]:
@@ -327,15 +327,15 @@ class Heartbeats:
 
     def _failed(self, peer: _Peer, error: Exception) -> None:
         self._hang_up(peer)
-        self._rest(peer)
         self._complain(peer, why(error))
-        self._keep(peer, lambda record: policy.failed(record, peer.sent_s))
+        self._rest(peer, self._keep(peer, lambda record: policy.failed(record, peer.sent_s)))
 
-    def _rest(self, peer: _Peer) -> None:
+    def _rest(self, peer: _Peer, record: Record | None) -> None:
         """Wait for the next beat, one after this one began."""
         peer.talk = None
-        beat_s = policy.beat_s(len(self._peers))
-        self._schedule(peer, max(time.monotonic(), peer.sent_s + beat_s))
+        now_s = time.monotonic()
+        beat_s = policy.beat_s(len(self._peers), record, now_s)
+        self._schedule(peer, max(now_s, peer.sent_s + beat_s))
 
     def _hang_up(self, peer: _Peer) -> None:
         if peer.waits_on is not None:

@@ -44,8 +44,14 @@ class View:
     """Some name is used at several addresses: every answer may tell more about it."""
 
 
-def beat_s(addresses: int) -> float:
-    """Return the time between hellos to one address; longer in crowds of more than 200."""
+def beat_s(addresses: int, record: Record | None, now_s: float) -> float:
+    """Return the time from one hello to the next at one address.
+
+    Longer in crowds of more than 200, but not for a member that began to fail: one lost hello must
+    not be all that is known of it when its time is up.
+    """
+    if record is not None and record.failing_s is not None and is_alive(record, now_s):
+        return BEAT_S
     return max(BEAT_S, addresses / _MOST_HELLOS_A_SECOND)
 
 

@@ -209,6 +209,10 @@ class Lookout:
             self._complain(error)
             self._tell(self._known)
             return _AFTER_FAILURE_S
+        except Exception:
+            log.exception("the setting peers: the members cannot be looked up")
+            self._tell(self._known)
+            return _AFTER_FAILURE_S
         if self._is_failing:
             log.info("the setting peers: the members can be looked up again")
         self._is_failing = False

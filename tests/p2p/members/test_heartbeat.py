@@ -165,7 +165,7 @@ def test_an_error_of_its_own_does_not_end_the_heartbeat(
     one = membership(f"{a.address},{b.address}")
     until(lambda: len(nodes(one)) == 2)
     with monkeypatch.context() as broken:
-        broken.setattr(policy, "beat_s", lambda addresses: 1 / 0)
+        broken.setattr(policy, "beat_s", lambda *_: 1 / 0)
         until(lambda: expect_log.messages("begins anew"))
     hellos = a.hellos
     until(lambda: a.hellos > hellos + 2)

@@ -96,6 +96,10 @@ def test_members_are_sorted_by_name() -> None:
     assert [name for name, _ in names(records, 3)] == ["a", "b", "c"]
 
 
-def test_crowds_are_asked_less_often() -> None:
-    assert policy.beat_s(2) == policy.beat_s(100) == 1.0
-    assert policy.beat_s(1000) == 5.0
+def test_crowds_are_asked_less_often_but_not_who_fails() -> None:
+    for record in (None, Record(), alive("a", 1), policy.failed(Record(), 1)):
+        assert policy.beat_s(2, record, 2) == policy.beat_s(100, record, 2) == 1.0
+        assert policy.beat_s(1000, record, 2) == 5.0
+    failing = policy.failed(alive("a", 1), 1.5)
+    assert policy.beat_s(1000, failing, 2) == 1.0
+    assert policy.beat_s(1000, failing, 9) == 5.0

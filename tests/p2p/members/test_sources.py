@@ -16,7 +16,7 @@ from tests.p2p.members.conftest import (
 )
 
 from weightstream.errors import UsageError
-from weightstream.p2p.members import Member, StaticMembers, open_membership, sources
+from weightstream.p2p.members import Heartbeats, Member, StaticMembers, open_membership, sources
 from weightstream.p2p.members.addresses import Address, parse_address
 
 PLAIN = {"peer_encryption": "off"}
@@ -210,6 +210,44 @@ def test_members_by_a_real_name(hello_server: ServerFactory, membership: Members
     one = membership(f"dns:localhost:{a.port}")
     until(one.members)
     assert one.members()[0].node == a.identity.node
+
+
+class Broken:
+    """A source with a bug, then one without."""
+
+    every_s: float | None = 0.05
+
+    def __init__(self) -> None:
+        self.addresses: tuple[Address, ...] = ()
+
+    def look(self) -> tuple[Address, ...]:
+        if not self.addresses:
+            raise KeyError("on purpose")
+        return self.addresses
+
+    def interrupt(self) -> None:
+        return
+
+    def close(self) -> None:
+        return
+
+
+def test_a_source_of_somebody_else_may_fail(
+    hello_server: ServerFactory,
+    identity: IdentityFactory,
+    expect_log: LogWatch,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sources, "_AFTER_FAILURE_S", 0.1)
+    expect_log("the members cannot be looked up")
+    a, source = hello_server("a"), Broken()
+    one = Heartbeats(identity("me"), source)
+    try:
+        until(lambda: one.is_settled)
+        source.addresses = (Address("127.0.0.1", a.port),)
+        until(lambda: nodes(one) == [a.identity.node])
+    finally:
+        one.close()
 
 
 def test_static_members_are_who_was_told() -> None:

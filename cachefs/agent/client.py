@@ -20,6 +20,7 @@ from weightstream.cachefs.agent.links import Link, Links
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch.source import Source, Transfer
 from weightstream.cachefs.origin import Checksum
+from weightstream.cachefs.origin.forks import forget_in_child
 from weightstream.settings import Settings
 
 __all__ = ["AgentPlan", "AgentSource", "Fallback", "find_agent"]
@@ -47,8 +48,13 @@ class AgentSource:
         self._root = root_uri
         self._settings = settings
         self._links = Links(settings.run_directory)
-        self._lock = threading.Lock()
         self._rests_until_s = 0.0
+        self.forget()
+        forget_in_child(self)
+
+    def forget(self) -> None:
+        """In a forked child: another thread of the parent may have held the lock."""
+        self._lock = threading.Lock()
 
     def read_into(self, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
         """Fill `into`; see `Source.read_into`."""

@@ -136,6 +136,8 @@ async def _translate(request: web.Request, handler: _Handler) -> web.StreamRespo
         return web.json_response(error_of(error), status=status)
     except web.HTTPException as error:
         return _failure(error.reason, error.status, {})
+    except ConnectionError:  # the client is gone; aiohttp knows what to do
+        raise
     except Exception as error:  # a bug: whoever asked must hear of it
         log.exception("unexpected, answering %s %s", request.method, request.path)
         return _failure(f"internal error: {error!r}", 500, {})

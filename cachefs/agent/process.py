@@ -58,12 +58,15 @@ class Signals:
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         self._name = ""
 
-    def wait(self) -> str:
-        """Return the name of the signal that came; the agent pets systemd's watchdog meanwhile."""
+    def wait(self, ended: Callable[[], bool] = lambda: False) -> str:
+        """Return the name of the signal that came, or "" when `ended`; `wake` has it look.
+
+        The agent pets systemd's watchdog meanwhile.
+        """
         every_s = systemd.watchdog_s()
         poll = select.poll()
         poll.register(self._read, select.POLLIN)
-        while not self._name:
+        while not self._name and not ended():
             poll.poll(None if every_s is None else every_s * 1000)
             if every_s is not None:
                 systemd.notify("WATCHDOG=1")
@@ -71,8 +74,38 @@ class Signals:
                 os.read(self._read, 64)
         return self._name
 
+    def wake(self) -> None:
+        """Have `wait` look whether it is over; from any thread."""
+        with suppress(BlockingIOError):  # full: it wakes up anyway
+            os.write(self._write, b"\0")
+
     def _heard(self, number: int, _: object) -> None:
         self._name = signal.Signals(number).name
+
+
+class Aside:
+    """Work on a thread of its own, while the main thread listens for signals."""
+
+    def __init__(self, work: Callable[[], None], ended: Callable[[], None]) -> None:
+        self._work = work
+        self._ended = ended
+        self._error: BaseException | None = None
+        self.is_over = False
+        threading.Thread(target=self._run, daemon=True, name="weightstream-mounting").start()
+
+    def check(self) -> None:
+        """Raise what went wrong in it."""
+        if self._error is not None:
+            raise self._error
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self.is_over = True
+            self._ended()
 
 
 def close_within(closes: Sequence[Callable[[], None]], limit_s: float = _CLOSE_S) -> bool:

@@ -237,7 +237,10 @@ async def _body(
 
 async def _send(response: web.StreamResponse, message: dict[str, Any]) -> None:
     """Send a line; a client that does not read is not waited for for ever."""
-    await asyncio.wait_for(response.write(json.dumps(message).encode() + b"\n"), _WRITE_S)
+    try:
+        await asyncio.wait_for(response.write(json.dumps(message).encode() + b"\n"), _WRITE_S)
+    except TimeoutError as error:
+        raise ConnectionResetError("the client reads nothing") from error
 
 
 def _progress(job: Prefetch) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from weightstream import __version__
 from weightstream.cachefs.agent.control import ControlServer
 from weightstream.cachefs.agent.node import Agent, PeeringOf
-from weightstream.cachefs.agent.process import Lock, Signals, close_within, forget_sockets
+from weightstream.cachefs.agent.process import Aside, Lock, Signals, close_within, forget_sockets
 from weightstream.cachefs.fuse.mounts import RunDirectory
 from weightstream.cachefs.fuse.supervisor import systemd
 from weightstream.log import get_logger
@@ -42,11 +42,14 @@ def run(
     control: ControlServer | None = None
     try:
         control = ControlServer(agent, orders.directories, orders.api, orders.token)
-        mount()
-        systemd.notify("READY=1", f"STATUS=serving from {settings.run_directory}")
-        port = f", API on port {control.port}" if control.port else ""
-        tell(f"agent {__version__} is ready in {settings.run_directory}{port}")
-        name = signals.wait()
+        mounting = Aside(mount, signals.wake)
+        name = signals.wait(lambda: mounting.is_over)
+        mounting.check()
+        if not name:
+            systemd.notify("READY=1", f"STATUS=serving from {settings.run_directory}")
+            port = f", API on port {control.port}" if control.port else ""
+            tell(f"agent {__version__} is ready in {settings.run_directory}{port}")
+            name = signals.wait()
         log.info("%s: ending", name)
         systemd.notify("STOPPING=1")
     finally:

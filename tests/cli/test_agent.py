@@ -151,6 +151,25 @@ def ask(node: Cli, method: str, path: str) -> str:
 
 @needs_mount
 @pytest.mark.fuse
+def test_sigterm_ends_it_while_its_mount_hangs(
+    node: Cli, start: Start, hanging_endpoint: str, tmp_path: Path
+) -> None:
+    directory = tmp_path / "mnt"
+    directory.mkdir()
+    node.env |= {"AWS_ENDPOINT_URL": hanging_endpoint, "WEIGHTSTREAM_DEADLINE_S": "4"}
+    with start("agent", "--mount", f"{URI}:{directory}") as agent:
+        agent.wait_for(lambda: any((tmp_path / "run").glob("mnt-*.json")) or sockets(tmp_path))
+        time.sleep(0.5)
+        assert "is ready in" not in said(agent)
+        end(agent)
+
+
+def sockets(home: Path) -> bool:
+    return (home / "run" / "agent-control.sock").is_socket()
+
+
+@needs_mount
+@pytest.mark.fuse
 def test_mounts_outlive_it_and_read_through_it(
     node: Cli, start: Start, model: str, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """The two nouns that every part of weightstream speaks of: blob and extent."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from blake3 import blake3
 
@@ -21,8 +22,7 @@ class Blob:
     @property
     def id(self) -> str:
         """Return 32 hex digits that name this blob on disk and between peers."""
-        text = f"{self.uri}\0{self.version}\0{self.size}".encode()
-        return blake3(text).hexdigest(length=16)
+        return _id_of(self.uri, self.version, self.size)
 
     @property
     def name(self) -> str:
@@ -46,3 +46,9 @@ class Extent:
 
     def __str__(self) -> str:
         return f"bytes {self.start}-{self.stop - 1}"
+
+
+@lru_cache(maxsize=1024)
+def _id_of(uri: str, version: str, size: int) -> str:
+    """Return a blob's id; remembered, for a mount asks several times in every read."""
+    return blake3(f"{uri}\0{version}\0{size}".encode()).hexdigest(length=16)

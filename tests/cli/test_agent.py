@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,21 @@ def test_it_says_when_it_is_ready_and_ends_on_sigterm(
         assert run_directory.stat().st_mode & 0o777 == 0o700
         end(agent)
     assert not (run_directory / "agent.sock").exists()
+
+
+def test_it_tells_systemd(node: Cli, start: Start, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(20)
+        node.env |= {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
+        with start("agent") as agent:
+            assert manager.recv(4096).startswith(b"READY=1\n")
+            assert manager.recv(4096) == b"WATCHDOG=1"
+            end(agent)
+            said_last = b"WATCHDOG=1"
+            while said_last == b"WATCHDOG=1":
+                said_last = manager.recv(4096)
+            assert said_last == b"STOPPING=1"
 
 
 def test_a_second_one_is_refused_by_the_first_ones_pid(node: Cli, start: Start) -> None:

@@ -135,6 +135,34 @@ def test_an_agent_with_another_store_is_not_asked(scene: Scene, start_agent: Sta
         prefetch_there(scene.uri, scene.settings)
 
 
+@pytest.mark.usefixtures("s3_env")
+def test_without_an_agent_a_prefetch_is_done_here(scene: Scene) -> None:
+    with pytest.raises(NoAgent):
+        prefetch_there(scene.uri, scene.settings)
+    with Store.open(scene.settings) as store:
+        report = asking.prefetch(scene.uri, scene.settings, store)
+        assert report.bytes_fetched == sum(len(data) for data in scene.files.values())
+        assert all(info.complete for info in store.blobs())
+
+
+@pytest.mark.usefixtures("s3_env")
+def test_a_prefetch_whose_agent_dies_is_finished_here(
+    scene: Scene, start_agent: StartAgent
+) -> None:
+    scene.put(models.sharded(3, 24 * MIB, seed=scene.prefix))
+    scene.proxy.add(f.When(key=".safetensors", ranged=True, times=None), f.Drip(2 * MIB))
+    agent = start_agent()
+
+    def kill(progress: Progress) -> None:
+        if progress.bytes_done > 2 * MIB:
+            agent.kill()
+
+    with Store.open(scene.settings) as store:
+        report = asking.prefetch(scene.uri, scene.settings, store, kill)
+        assert all(info.complete for info in store.blobs())
+    assert report.bytes_total == sum(len(data) for data in scene.files.values())
+
+
 def test_pin_unpin_and_evict(scene: Scene, start_agent: StartAgent) -> None:
     start_agent()
     run = scene.settings.run_directory

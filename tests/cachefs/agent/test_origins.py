@@ -1,0 +1,91 @@
+"""Which origins an agent reads, and for whom."""
+
+import pytest
+from tests.conftest import SettingsFactory
+
+from weightstream.cachefs.agent.origins import Origins
+from weightstream.cachefs.blob import Blob
+from weightstream.errors import UsageError
+from weightstream.loader.session import Session
+
+
+def blob(uri: str) -> Blob:
+    return Blob(uri, 7, "v1")
+
+
+@pytest.fixture
+def origins(store_settings: SettingsFactory) -> Origins:
+    return Origins(store_settings(), ["s3://models/public/"])
+
+
+def test_a_blob_is_read_from_the_root_above_it(origins: Origins) -> None:
+    found = origins.source_for(blob("s3://models/public/a/b"))
+    assert found is not None
+    assert found.uri == "s3://models/public"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://models/private/a",
+        "s3://models/publication/a",
+        "s3://models",
+        "gs://models/public/a",
+        "file:///etc/passwd",
+        "s3://others/public/a",
+    ],
+)
+def test_nothing_else_is(origins: Origins, uri: str) -> None:
+    assert origins.source_for(blob(uri)) is None
+
+
+def test_what_a_client_here_reads_is_read_for_peers_too(origins: Origins) -> None:
+    origins.admit("s3a://models/private/")
+    origins.admit("s3a://models/private/")
+    found = origins.source_for(blob("s3://models/private/a"))
+    assert found is not None
+    assert origins.roots() == ("s3://models/public", "s3://models/private")
+
+
+def test_the_longest_root_counts(origins: Origins) -> None:
+    origins.admit("s3://models/public/a")
+    found = origins.source_for(blob("s3://models/public/a/b"))
+    assert found is not None
+    assert found.uri == "s3://models/public/a"
+
+
+@pytest.mark.parametrize("root", ["file:///etc", "/etc", "etc"])
+def test_files_of_this_machine_are_none_of_its_business(origins: Origins, root: str) -> None:
+    with pytest.raises(UsageError, match="on this machine"):
+        origins.admit(root)
+
+
+def test_roots_that_clients_asked_for_are_forgotten_one_day(
+    origins: Origins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightstream.cachefs.agent.origins._MOST_ASKED", 2)
+    for name in "abc":
+        origins.admit(f"s3://{name}/m")
+    assert origins.roots() == ("s3://models/public", "s3://b/m", "s3://c/m")
+    origins.admit("s3://a/m")
+    assert origins.source_for(blob("s3://a/m/file")) is not None
+    assert origins.source_for(blob("s3://models/public/file")) is not None
+    origins.close()
+
+
+@pytest.mark.parametrize(
+    ("uri", "shared"),
+    [
+        ("s3://models/m/", True),
+        ("https://host/m", True),
+        ("https://host/m/", True),
+        ("https://host/m?X-Amz-Signature=secret", False),
+        ("https://user:secret@host/m", False),
+        ("/models/m", False),
+    ],
+)
+def test_what_only_the_caller_can_read_is_not_asked_of_an_agent(
+    store_settings: SettingsFactory, uri: str, shared: bool
+) -> None:
+    with Session(uri, store_settings(), None) as session:
+        assert session._may_share is shared

@@ -6,6 +6,7 @@ anything to end; on stdout: `ready`, then the result as JSON.
 
 import json
 import mmap
+import random
 import resource
 import sys
 import threading
@@ -24,6 +25,9 @@ from weightstream.cachefs.store import Store
 from weightstream.log import configure
 from weightstream.p2p.peering import open_peering
 from weightstream.settings import load_settings
+
+_FIRST_FAULT_S = 1.0
+_BETWEEN_FAULTS_S = 0.15
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,22 @@ def _load(job: Job, source: Source, blob: Blob, store: Store | None) -> Result:
 
 
 def _fault(job: Job, flow: Flow, blob: Blob, seconds: list[float]) -> None:
-    raise NotImplementedError
+    """Wait for one chunk after the other that has not landed, as page faults do."""
+    chunk_bytes = load_settings(job.settings).chunk_size
+    chunks = list(range(-(-blob.size // chunk_bytes)))
+    random.Random(7).shuffle(chunks)
+    time.sleep(_FIRST_FAULT_S)
+    for i in chunks:
+        extent = Extent(i * chunk_bytes, min((i + 1) * chunk_bytes, blob.size))
+        if len(seconds) == job.faults or flow.ended:
+            return
+        if not flow.brings(blob, extent):
+            continue
+        began_s = time.monotonic()
+        flow.boost(blob, extent)
+        flow.wait(blob, extent)
+        seconds.append(time.monotonic() - began_s)
+        time.sleep(_BETWEEN_FAULTS_S)
 
 
 def _bytes() -> dict[str, float]:

@@ -42,6 +42,12 @@ class Scenario:
     stagger_s: float = 0.0
     warm: int = 0
     """So many nodes load before the clock starts."""
+    killed: tuple[int, ...] = ()
+    """Nodes, from 1, that are killed after a third of the bound."""
+    slowed: tuple[int, ...] = ()
+    """Nodes whose link turns ten times slower then."""
+    faults: int = 0
+    """So many chunks are read at random places by the last node while all load."""
     bound_mbit: float = 0.0
     """What the time is compared with, when it is not the link."""
 
@@ -63,6 +69,11 @@ SCENARIOS = (
     Scenario("alone-4", Plan(4), peered=False),
     Scenario("stagger-8", Plan(8), stagger_s=1.5),
     Scenario("join-warm-5", Plan(5), warm=4),
+    Scenario("home-dies-8", Plan(8), killed=(3,)),
+    Scenario("quarter-dies-8", Plan(8), killed=(3, 6)),
+    Scenario("slow-peer-8", Plan(8), slowed=(3,)),
+    Scenario("fault-held-5", Plan(5), warm=4, settings={"chunk_size": "1MiB"}, faults=40),
+    Scenario("fault-cold-8", Plan(8), settings={"chunk_size": "1MiB"}, faults=20),
 )
 
 
@@ -79,6 +90,7 @@ class Outcome:
     cpu_s: tuple[float, ...]
     sources: tuple[dict[str, float], ...]
     errors: tuple[str, ...]
+    fault_s: tuple[float, ...] = ()
 
     @property
     def of_bound(self) -> float:
@@ -160,10 +172,12 @@ def run(place: Place, scenario: Scenario) -> Outcome:
         for node in nodes:
             node.wait_ready()
         time.sleep(2.5)  # the members have found each other
-        return _measure(place, scenario, server, nodes)
+        return _measure(place, scenario, server, net, nodes)
 
 
-def _measure(place: Place, scenario: Scenario, server: Server, nodes: list[Node]) -> Outcome:
+def _measure(
+    place: Place, scenario: Scenario, server: Server, net: Network, nodes: list[Node]
+) -> Outcome:
     warm, measured = nodes[: scenario.warm], nodes[scenario.warm :]
     for node in warm:
         node.tell("go")
@@ -173,7 +187,9 @@ def _measure(place: Place, scenario: Scenario, server: Server, nodes: list[Node]
     for node in measured:
         node.tell("go")
         time.sleep(scenario.stagger_s)
-    results = [node.result() for node in measured]
+    _disturb(scenario, net, measured)
+    odd = {*scenario.killed, *scenario.slowed}
+    results = [node.result() for node in measured if node.end not in odd]
     wrong = [f"node {i}: wrong bytes" for i, r in enumerate(results) if r.digest != place.digest]
     return Outcome(
         scenario.name,
@@ -183,7 +199,19 @@ def _measure(place: Place, scenario: Scenario, server: Server, nodes: list[Node]
         tuple(r.cpu_s for r in results),
         tuple(r.sources for r in results),
         (*(r.error for r in results if r.error), *wrong),
+        tuple(seconds for r in results for seconds in r.fault_s),
     )
+
+
+def _disturb(scenario: Scenario, net: Network, nodes: list[Node]) -> None:
+    """Kill or slow down whom the scenario names, after a third of the bound."""
+    if scenario.killed or scenario.slowed:
+        time.sleep(scenario.bound_s / 3)
+    for node in nodes:
+        if node.end in scenario.killed:
+            node.process.kill()
+        if node.end in scenario.slowed:
+            net.set_rate(node.end, scenario.plan.mbit / 10)
 
 
 def _job(scenario: Scenario, net: Network, place: Place, end: int) -> Job:
@@ -198,7 +226,13 @@ def _job(scenario: Scenario, net: Network, place: Place, end: int) -> Job:
         "memory_budget": 1 << 30,
         **scenario.settings,
     }
-    return Job("s3://models/model.safetensors", settings, scenario.peered)
+    last = end == scenario.plan.nodes
+    return Job(
+        "s3://models/model.safetensors",
+        settings,
+        scenario.peered,
+        faults=scenario.faults if last else 0,
+    )
 
 
 def _env(server: Server) -> dict[str, str]:
@@ -262,9 +296,18 @@ def show(outcome: Outcome) -> None:
     print(
         f"{outcome.scenario}: {times} s, {outcome.of_bound:.2f} of {outcome.bound_s:.1f} s; "
         f"egress {outcome.egress:.3f}; {cpu:.2f} CPU s a node",
+        _faults(outcome.fault_s),
         *outcome.errors,
         flush=True,
     )
+
+
+def _faults(seconds: tuple[float, ...]) -> str:
+    if not seconds:
+        return ""
+    ordered = sorted(seconds)
+    p50, p90 = statistics.median(ordered), ordered[int(0.9 * (len(ordered) - 1))]
+    return f"; faults p50 {p50 * 1e3:.0f} p90 {p90 * 1e3:.0f} max {ordered[-1] * 1e3:.0f} ms"
 
 
 if __name__ == "__main__":

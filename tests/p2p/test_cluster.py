@@ -136,8 +136,8 @@ def asked_without_secret(port: int, tls: bool) -> bytes:
     context.verify_mode = ssl.CERT_NONE
     with socket.create_connection(("127.0.0.1", port), 5) as sock:
         try:
-            talking = context.wrap_socket(sock) if tls else sock
-            talking.sendall(b"GET /v1/hello HTTP/1.1\r\n\r\n")
-            return talking.recv(100)
+            with context.wrap_socket(sock) if tls else sock as talking:
+                talking.sendall(b"GET /v1/hello HTTP/1.1\r\n\r\n")
+                return talking.recv(100)
         except OSError:  # TLS 1.3 learns of the refusal when it reads
             return b""

@@ -98,6 +98,7 @@ def test_it_hears_only_what_the_store_lacks(engine: Engine, store: Store) -> Non
     assert source.plans[1] == ((BLOB, (Extent(0, MIB), Extent(2 * MIB, 4 * MIB))),)
     with start(engine, source, store) as flow:
         flow.join()
+    assert engine.write_back.drain(10)
     assert len(source.plans) == 2
 
 

@@ -98,9 +98,11 @@ class Teller:
         self._sends = sends
         self._untold = 0
         self._told_s = 0.0
+        self._is_over = False
 
     def advance(self, count: int) -> None:
         """Hear that the next `count` bytes are valid."""
+        metrics.AGENT_BYTES.inc(count)
         with self._sends:
             self._untold += count
             now_s = time.monotonic()
@@ -112,23 +114,26 @@ class Teller:
         """Say the last word of the range."""
         data = text.encode()[:_ASKED_BYTES]
         with self._sends:
+            self._is_over = True
             self._sock.sendall(self._news() + wire.FRAME.pack(kind, len(data)) + data)
 
     def beat(self) -> None:
         """Say what was not told yet, and that the range goes on; never waits."""
         if not self._sends.acquire(blocking=False):
             return  # it is being told more than that
+        untold = self._untold
         try:
+            if self._is_over:  # what comes next is the answer to another request
+                return
             news = self._news() or wire.FRAME.pack(wire.BEAT, 0)
             self._sock.send(news, socket.MSG_DONTWAIT)  # so few bytes go whole or not at all
         except BlockingIOError:
-            return  # it has enough to read
+            self._untold = untold  # it has enough to read
         finally:
             self._sends.release()
 
     def _news(self) -> bytes:
         count, self._untold = self._untold, 0
-        metrics.AGENT_BYTES.inc(count)
         return wire.FRAME.pack(wire.BYTES, count) if count else b""
 
 
@@ -139,7 +144,6 @@ class Connection:
         self._sock = sock
         self._arena = arena
         self._reads = reads
-        self._lock = threading.Lock()
         self._relay: Relay | None = None
         self._teller: Teller | None = None
         self._inline: memoryview | None = None

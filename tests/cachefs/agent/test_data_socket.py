@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from weightstream.cachefs.agent.client import AgentSource
 from weightstream.cachefs.agent.links import Link, Links
 from weightstream.cachefs.agent.node import NoPlan
 from weightstream.cachefs.agent.server import DataServer
+from weightstream.cachefs.agent.serving import Teller
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch.budget import MemoryBudget
 from weightstream.cachefs.fetch.source import Plan, Source, Transfer
@@ -279,6 +281,53 @@ def test_a_cancelled_range_stops_the_agents_read(source: AgentSource, reads: Rea
     assert reads.source.cancelled.wait(5)
     assert fallback_of(source).reads == 0
     timer.join()
+
+
+def frames(sock: socket.socket) -> list[tuple[int, int]]:
+    return list(wire.FRAME.iter_unpack(sock.recv(4096)))
+
+
+def test_what_was_not_told_is_told_with_the_next_word() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        teller = Teller(ours, threading.Lock(), urgent=False)
+        teller.advance(5)
+        assert frames(theirs) == [(wire.BYTES, 5)]
+        teller.advance(6)
+        teller.beat()
+        assert frames(theirs) == [(wire.BYTES, 6)]
+        teller.beat()
+        assert frames(theirs) == [(wire.BEAT, 0)]
+        teller.advance(7)
+        teller.end(wire.END)
+        assert frames(theirs) == [(wire.BYTES, 7), (wire.END, 0)]
+        teller.beat()  # late: the next answer must not begin with it
+        theirs.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            theirs.recv(1)
+
+
+def until_it_would_wait(work: Callable[[], object]) -> None:
+    with suppress(BlockingIOError):
+        while True:
+            work()
+
+
+def test_nothing_is_lost_when_nobody_reads() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        teller = Teller(ours, threading.Lock(), urgent=False)
+        teller.advance(5)
+        ours.setblocking(False)
+        until_it_would_wait(lambda: ours.send(wire.FRAME.pack(wire.BEAT, 0)))
+        ours.setblocking(True)
+        teller.advance(6)
+        teller.beat()
+        theirs.setblocking(False)
+        until_it_would_wait(lambda: theirs.recv(1 << 20))
+        theirs.setblocking(True)
+        teller.end(wire.END)
+        assert frames(theirs) == [(wire.BYTES, 6), (wire.END, 0)]
 
 
 # What goes wrong at clients

@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 def tell(source: Plans, parts: Sequence[Part], flow: Flow) -> None:
     """Tell `source` of what is planned and not stored; returns at once.
 
-    Not of single demands: those are asked for before the source could begin by itself.
+    Not of single demands and what comes along with them: those are asked for before the source could
+    begin by itself.
     """
     wanted = missing(parts)
     if wanted:
@@ -29,9 +30,9 @@ def tell(source: Plans, parts: Sequence[Part], flow: Flow) -> None:
 def missing(parts: Sequence[Part]) -> tuple[tuple[Blob, tuple[Extent, ...]], ...]:
     """Return the planned extents, in the order in which they are wanted, that no store has."""
     found: dict[Blob, list[Extent]] = {}
+    if any(part.priority is Priority.DEMAND for part in parts):
+        return ()
     for part in parts:
-        if part.priority is Priority.DEMAND:
-            continue
         states = part.stored.states() if part.stored is not None else b""
         lacking = [p.extent for p in part.planned if not any(states[p.chunk : p.chunk + 1])]
         found.setdefault(part.blob, []).extend(lacking)

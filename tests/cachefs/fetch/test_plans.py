@@ -70,9 +70,8 @@ def start(
     source: Planner,
     store: Store | None = None,
     extents: tuple[Extent, ...] = (BLOB.whole(),),
-    priority: Priority = Priority.PLANNED,
 ) -> Flow:
-    wanted = Wanted(BLOB, SlabLanding(engine.slabs), extents, priority)
+    wanted = Wanted(BLOB, SlabLanding(engine.slabs), extents)
     return engine.start([wanted], source, store)
 
 
@@ -104,7 +103,10 @@ def test_it_hears_only_what_the_store_lacks(engine: Engine, store: Store) -> Non
 
 def test_it_does_not_hear_of_single_demands(engine: Engine) -> None:
     source = Planner()
-    with start(engine, source, priority=Priority.DEMAND) as flow:
+    landing = SlabLanding(engine.slabs)
+    demanded = Wanted(BLOB, landing, (Extent(0, MIB),), Priority.DEMAND)
+    ahead = Wanted(BLOB, landing, (Extent(MIB, 2 * MIB),), Priority.PLANNED)
+    with engine.start([demanded, ahead], source, None) as flow:
         flow.join()
     assert source.plans == []
 

@@ -4,28 +4,27 @@ The table goes to stdout, progress to stderr, JSON and a picture to OUT/results.
 """
 
 import argparse
+import os
 import sys
-import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 
-from weightstream.bench.swarm_sim.crowd import Crowd
 from weightstream.bench.swarm_sim.plan import cases
-from weightstream.bench.swarm_sim.report import Result, markdown, write_json, write_plot
+from weightstream.bench.swarm_sim.report import Result, markdown, simulate, write_json, write_plot
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the simulator; return 0 when every target is met, 1 when not."""
     options = _parser().parse_args(arguments)
+    chosen = [case for case in cases(options.nodes) if options.only in case.scenario.name]
     results: list[Result] = []
-    for case in cases(options.nodes):
-        if options.only not in case.scenario.name:
-            continue
-        began_s = time.monotonic()
-        outcome = Crowd(case.scenario).run()
-        results.append(Result(case, outcome, time.monotonic() - began_s))
-        print(f"{case.scenario.name}: {results[-1].wall_s:.1f} s", file=sys.stderr)
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
+        for result in pool.map(simulate, chosen):
+            results.append(result)
+            print(f"{result.case.scenario.name}: {result.wall_s:.1f} s", file=sys.stderr)
     print(markdown(results))
     folder = options.out / "results" / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S}-sim"
     folder.mkdir(parents=True)
@@ -40,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--nodes", type=int, default=1000, help="largest crowd (10000 takes half an hour)"
     )
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="crowds at a time")
     parser.add_argument("--only", default="", help="only crowds with this in their name")
     parser.add_argument("--out", type=Path, default=Path(".bench"), help="where results go")
     return parser

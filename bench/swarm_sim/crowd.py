@@ -24,7 +24,9 @@ class Outcome:
     median_s: float
     bound_s: float
     times_bound: float
-    """The worst node's time by its own bound."""
+    """The slowest node's time by the crowd's bound; nodes that were slowed on purpose left out."""
+    times_own: float
+    """The worst node's time by its own bound: more where good links wait for bad ones."""
     egress: float
     """What the origin sent, in blobs."""
     events: int
@@ -101,6 +103,8 @@ class Crowd:
         if self.starts.get(node.name):
             self.starts[node.name] = 0  # it has all of it: nobody is nearer to it than others
             self.homes = self._homes()
+            for other in self.nodes:
+                other.look_back()
         self._left -= 1
         if self._left == 0:
             self.network.stop()
@@ -175,6 +179,7 @@ class Crowd:
             max(ordered, default=0.0),
             ordered[len(ordered) // 2] if ordered else 0.0,
             max(self._bounds_s),
+            max((times[n.name] for n in fast), default=0.0) / max(self._bounds_s),
             max((times[n.name] / bounds[n.name] for n in fast), default=0.0),
             self.origin.sent_pieces / (self.scenario.pieces * self.scenario.chunks),
             self.network.events,

@@ -144,8 +144,20 @@ class Node:
             pass
 
     def look_back(self) -> None:
-        """Homes have changed: what was another's may be one's own, and the reverse."""
+        """Homes have changed: what was another's may be one's own, and the reverse.
+
+        What is asked for and has not begun to come is asked anew, or nodes that asked at different
+        times could wait for each other in a circle.
+        """
         self.next_own = self.next_peer = self.first_missing
+        for fetch in tuple(self.fetches.values()):
+            waits = fetch.relayed and not self.dead and not self.got[fetch.chunk]
+            if not waits or fetch.flow is None:
+                continue
+            if fetch.source != route(self.view(), fetch.chunk).asks[0]:
+                self._close(fetch, fetch.flow)
+                fetch.tried.clear()
+                self.bring(fetch)
 
     def _read_own(self) -> bool:
         while self.gate:
@@ -350,8 +362,8 @@ class Node:
         self._close(fetch, flow)
         self.local_down.add(name)
         self.forget_view()
-        self.look_back()
         self._again(fetch)
+        self.look_back()
 
     def _again(self, fetch: Fetch) -> None:
         if not self.crowd.scenario.resume and self.got[fetch.chunk]:

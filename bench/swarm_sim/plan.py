@@ -21,7 +21,7 @@ class Case:
 
 
 _SMALL = Scenario("", 8)
-_LARGE = Scenario("", 1000, size_bytes=512 * MIB, piece_bytes=512 << 10, fan_out=4, ahead_chunks=16)
+_LARGE = Scenario("", 1000, size_bytes=512 * MIB, piece_bytes=512 << 10, fan_out=3, ahead_chunks=16)
 
 
 def cases(most_nodes: int) -> tuple[Case, ...]:
@@ -73,8 +73,8 @@ def _growth() -> tuple[Case, ...]:
         Case(replace(_LARGE, name=f"{n} nodes", nodes=n), "growth", 1.2, 1.05)
         for n in (32, 100, 1000)
     )
-    # Fewer and larger pieces: the pipeline of a deep tree fills later than it would.
-    most = replace(_LARGE, name="10000 nodes, 1 MiB pieces", nodes=10_000, piece_bytes=MIB)
+    # A small blob, of which filling a tree 9 deep takes a large part.
+    most = replace(_LARGE, name="10000 nodes, 128 MiB", nodes=10_000, size_bytes=128 * MIB)
     return (*meshes, *trees, Case(replace(most, slow_detected=False), "growth"))
 
 

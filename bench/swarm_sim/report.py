@@ -1,6 +1,7 @@
 """What the simulator says: a table, JSON, a picture."""
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from weightstream.bench.swarm_sim.crowd import Outcome
+from weightstream.bench.swarm_sim.crowd import Crowd, Outcome
 from weightstream.bench.swarm_sim.plan import Case
 
 _GOOD, _OTHER = "#0b6e4f", "#9aa5b1"
@@ -36,10 +37,17 @@ class Result:
         )
 
 
+def simulate(case: Case) -> Result:
+    """Run one case."""
+    began_s = time.monotonic()
+    outcome = Crowd(case.scenario).run()
+    return Result(case, outcome, time.monotonic() - began_s)
+
+
 def markdown(results: Sequence[Result]) -> str:
     """Return a table with a line for each result."""
-    head = "| crowd | bound s | slowest s | x bound | egress | target | measured |"
-    return "\n".join([head, "|---|---|---|---|---|---|---|", *map(_line, results)])
+    head = "| crowd | bound s | slowest s | x bound | x own bound | egress | target | measured |"
+    return "\n".join([head, "|---|---|---|---|---|---|---|---|", *map(_line, results)])
 
 
 def _line(result: Result) -> str:
@@ -57,6 +65,7 @@ def _line(result: Result) -> str:
         f"{outcome.bound_s:.1f}",
         f"{outcome.last_s:.1f}",
         f"{outcome.times_bound:.3f}",
+        f"{outcome.times_own:.3f}",
         f"{outcome.egress:.3f}",
         target,
         measured,

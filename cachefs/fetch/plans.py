@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 def tell(source: Plans, parts: Sequence[Part], flow: Flow) -> None:
     """Tell `source` of what is planned and not stored; returns at once.
 
-    Not of single demands and what comes along with them: those are asked for before the source could
-    begin by itself.
+    Not of single demands and what comes along with them: those are asked for before the source
+    could begin by itself.
     """
     wanted = missing(parts)
     if wanted:

@@ -141,10 +141,14 @@ class _Counted:
 
     def __init__(self, transfer: Transfer) -> None:
         self.done = 0
-        self.urgent = transfer.urgent
         self.step_bytes = transfer.step_bytes
         self._transfer = transfer
         self.on_cancel = transfer.on_cancel
+
+    @property
+    def urgent(self) -> bool:
+        """See `Transfer.urgent`."""
+        return self._transfer.urgent
 
     def advance(self, count: int) -> None:
         """See `Transfer.advance`."""

@@ -4,8 +4,9 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from weightstream.bench.swarm_sim.fetches import Origin
 from weightstream.bench.swarm_sim.network import Link, Network
-from weightstream.bench.swarm_sim.node import Node, Origin
+from weightstream.bench.swarm_sim.node import Node
 from weightstream.bench.swarm_sim.scenario import Scenario
 from weightstream.p2p.schedule import Homes, late_start, standing
 

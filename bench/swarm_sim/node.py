@@ -1,44 +1,19 @@
 """The nodes of a simulated crowd: each follows the schedule as an exchange does."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from functools import partial
 from typing import Protocol
 
+from weightstream.bench.swarm_sim.fetches import Fetch, Origin, flow_broken
 from weightstream.bench.swarm_sim.network import Flow, Link, Network
-from weightstream.bench.swarm_sim.paces import Asked
+from weightstream.bench.swarm_sim.paces import JUDGED_S, Asked, slow_ones
 from weightstream.bench.swarm_sim.scenario import Scenario
-from weightstream.p2p.schedule import ORIGIN, Homes, Pace, View, is_slow, route
+from weightstream.p2p.schedule import ORIGIN, Homes, View, route
 
 _JOIN_S = 0.08
 """An agent waits this long for others to begin with it."""
 _LOOK_S = 0.25
-_JUDGED_S = 1.0
-
-
-@dataclass(slots=True)
-class Fetch:
-    """A chunk on its way to a node: `QUEUED` at its gate, or asked of `source`."""
-
-    chunk: int
-    planned: bool
-    began_s: float = 0.0
-    source: str | None = None
-    flow: Flow | None = None
-    tried: set[str] = field(default_factory=set)
-    insist: bool = False
-    """Whoever is asked is to read it from the origin when it lacks it."""
-    relayed: bool = False
-    """Whoever is asked is to bring it from its own parent when it lacks it."""
-
-
-class Origin:
-    """Has everything."""
-
-    def __init__(self, up: Link) -> None:
-        self.up = up
-        self.sent_pieces = 0
 
 
 class World(Protocol):
@@ -115,7 +90,7 @@ class Node:
         return view
 
     def forget_view(self) -> None:
-        """Have the view made anew."""
+        """Have it made anew."""
         self._view = None
 
     # What it wants
@@ -382,7 +357,7 @@ class Node:
             return
         now_s = self.crowd.network.now_s
         paces = {name: asked.pace(now_s) for name, asked in self.paces.items()}
-        slow = frozenset(_slow(paces))
+        slow = frozenset(slow_ones(paces))
         if slow != self.slow:
             self.slow = slow
             self.forget_view()
@@ -390,7 +365,7 @@ class Node:
         if slow:
             for fetch in list(self.fetches.values()):
                 flow = fetch.flow
-                if flow and fetch.source in slow and now_s - fetch.began_s >= _JUDGED_S:
+                if flow and fetch.source in slow and now_s - fetch.began_s >= JUDGED_S:
                     self._close(fetch, flow)
                     self._again(fetch)
         self.crowd.network.after(_LOOK_S, self.look)
@@ -425,17 +400,3 @@ class Node:
             flow.heard = True
             asked.open(self.crowd.network.now_s)
         asked.got_bytes += self.crowd.scenario.piece_bytes
-
-
-def _slow(paces: Mapping[str, Pace]) -> Iterator[str]:
-    """Yield who is slow, the slowest first: after the first who is not, nobody is."""
-    busy = [name for name, pace in paces.items() if pace.busy_s >= _JUDGED_S]
-    for name in sorted(busy, key=lambda name: paces[name].rate_bytes_s):
-        if not is_slow(paces, name):
-            return
-        yield name
-
-
-def flow_broken(flow: Flow, fetch: Fetch) -> None:
-    """Tell the receiver."""
-    flow.target.broken(fetch, flow)

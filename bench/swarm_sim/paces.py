@@ -1,8 +1,12 @@
 """How fast one peer gives, by the simulator's clock; forgets as the exchange does."""
 
-from weightstream.p2p.schedule import Pace
+from collections.abc import Iterator, Mapping
 
-_MEMORY_S = 3.0
+from weightstream.p2p.schedule import Pace, is_slow
+
+_MEMORY_S = 2.0
+JUDGED_S = 1.0
+"""Nobody is judged, and nothing broken off, sooner."""
 
 
 class Asked:
@@ -38,3 +42,12 @@ class Asked:
         if self._busy_s > _MEMORY_S:
             self.got_bytes //= 2
             self._busy_s /= 2
+
+
+def slow_ones(paces: Mapping[str, Pace]) -> Iterator[str]:
+    """Yield who is slow, the slowest first: after the first who is not, nobody is."""
+    busy = [name for name, pace in paces.items() if pace.busy_s >= JUDGED_S]
+    for name in sorted(busy, key=lambda name: paces[name].rate_bytes_s):
+        if not is_slow(paces, name):
+            return
+        yield name

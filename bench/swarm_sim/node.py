@@ -98,8 +98,7 @@ class Node:
     def begin(self) -> None:
         """Tell everybody; load once the others have answered."""
         self.begun_s = self.crowd.network.now_s
-        flash = self.begun_s == 0
-        self.crowd.network.after(0.0 if flash else _JOIN_S, self._begin)
+        self.crowd.network.after(_JOIN_S if self.begun_s else 0.0, self._begin)
 
     def _begin(self) -> None:
         self.crowd.joined(self)
@@ -126,8 +125,7 @@ class Node:
         """
         self.next_own = self.next_peer = self.first_missing
         for fetch in tuple(self.fetches.values()):
-            waits = fetch.relayed and not self.dead and not self.got[fetch.chunk]
-            if not waits or fetch.flow is None:
+            if fetch.flow is None or not fetch.relayed or self.dead or self.got[fetch.chunk]:
                 continue
             if fetch.source != route(self.view(), fetch.chunk).asks[0]:
                 self._close(fetch, fetch.flow)

@@ -60,6 +60,7 @@ class Scenario:
         return self.size_bytes / rate
 
 
+_SMALL = {"chunk_size": "1MiB", "range_size": "1MiB"}
 SCENARIOS = (
     Scenario("crowd-2", Plan(2)),
     Scenario("crowd-4", Plan(4)),
@@ -72,8 +73,8 @@ SCENARIOS = (
     Scenario("home-dies-8", Plan(8), killed=(3,)),
     Scenario("quarter-dies-8", Plan(8), killed=(3, 6)),
     Scenario("slow-peer-8", Plan(8), slowed=(3,)),
-    Scenario("fault-held-5", Plan(5), warm=4, settings={"chunk_size": "1MiB"}, faults=40),
-    Scenario("fault-cold-8", Plan(8), settings={"chunk_size": "1MiB"}, faults=20),
+    Scenario("fault-held-5", Plan(5), warm=4, settings=_SMALL, faults=40),
+    Scenario("fault-cold-8", Plan(8), settings=_SMALL, faults=20),
 )
 
 

@@ -22,7 +22,7 @@ from weightstream.cachefs.fetch.concurrency import Concurrency, Window
 from weightstream.cachefs.fetch.flow import Flow
 from weightstream.cachefs.fetch.hedge import lags, most
 from weightstream.cachefs.fetch.job import Job
-from weightstream.cachefs.fetch.landing import Wanted
+from weightstream.cachefs.fetch.landing import Priority, Wanted
 from weightstream.cachefs.fetch.piece import Part
 from weightstream.cachefs.fetch.plans import tell
 from weightstream.cachefs.fetch.slabs import SlabPool
@@ -35,6 +35,7 @@ from weightstream.settings import Settings
 _IDLE_S = 5.0
 _WATCH_S = 0.1
 _WINDOW_S = 0.25
+_FOR_READERS = 2
 
 
 class Engine:
@@ -133,7 +134,10 @@ class Engine:
             self._threads += 1
 
     def _target(self) -> int:
-        return self._concurrency.target
+        """Return how many ranges may run: a few more while a reader waits, who must not queue
+        behind ranges of 8 MiB on a slow link."""
+        urgent = any(f.urgency is Priority.DEMAND for f in tuple(self._flows) if not f.ended)
+        return self._concurrency.target + (_FOR_READERS if urgent else 0)
 
     def _work(self) -> None:
         while (job := self._next_job()) is not None:
@@ -221,7 +225,7 @@ class Engine:
         window = Window(arrived_bytes / elapsed_s, self._window_saturated, throttled)
         self._concurrency = self._concurrency.after(window)
         self._open_window()
-        metrics.CONCURRENCY.set(self._target())
+        metrics.CONCURRENCY.set(self._concurrency.target)
         self._hire()
 
     def _open_window(self) -> None:

@@ -32,14 +32,22 @@ class Attempt:
     """The `Transfer` of one attempt: counts bytes into a sink, can be cancelled from outside."""
 
     def __init__(
-        self, sink: Callable[[int], None], urgent: bool = False, step_bytes: int = 1 << 20
+        self,
+        sink: Callable[[int], None],
+        is_urgent: Callable[[], bool] = lambda: False,
+        step_bytes: int = 1 << 20,
     ) -> None:
-        self.urgent = urgent
+        self._is_urgent = is_urgent
         self.step_bytes = step_bytes
         self._sink = sink
         self._lock = threading.Lock()
         self._callback: Callable[[], None] | None = None
         self._cancelled = False
+
+    @property
+    def urgent(self) -> bool:
+        """Say whether a reader waits for it by now."""
+        return self._is_urgent()
 
     def advance(self, count: int) -> None:
         """See `Transfer.advance`."""
@@ -90,9 +98,7 @@ class Job:
         """Return the blob that is read."""
         return self.part.blob
 
-    @property
-    def is_urgent(self) -> bool:
-        """Say that a reader waits for a piece of it."""
+    def _has_reader(self) -> bool:
         return any(piece.priority is Priority.DEMAND for piece in self.pieces)
 
     # The reading thread
@@ -114,7 +120,7 @@ class Job:
             self._end()
 
     def _attempt_once(self, source: Source) -> None:
-        attempt = Attempt(self._advance, self.is_urgent)
+        attempt = Attempt(self._advance, self._has_reader)
         with self._lock:
             self._attempt = attempt
         if self.flow.ended or self._rescue is not None:
@@ -211,7 +217,7 @@ class Job:
 
     def _race(self, source: Source, start: int, slab: Slab) -> bool:
         """Read into `slab`; True when it is the reading thread's now, to copy from."""
-        attempt = Attempt(lambda _: None, self.is_urgent)
+        attempt = Attempt(lambda _: None, self._has_reader)
         with self._lock:
             if self._ended:
                 return False  # the source may be closed by now

@@ -11,8 +11,11 @@ class Transfer(Protocol):
 
     step_bytes: int
     """How often it wants to hear, at the least: bytes that are passed on must not lie around."""
-    urgent: bool
-    """A reader waits for this very range."""
+
+    @property
+    def urgent(self) -> bool:
+        """Say that a reader waits for this very range; may become true while it is read."""
+        ...
 
     def advance(self, count: int) -> None:
         """Say that the next `count` bytes of the range are valid in the buffer.

@@ -17,7 +17,7 @@ from weightstream.p2p.schedule import route
 
 _IDLE_S = 2.0
 _LOOK_AGAIN_S = 0.25
-_MOST_WORKERS = 64
+_MOST_WORKERS = 16
 _MOST_CROWD = 16
 """A mesh needs a chunk in flight from every home, or some links are idle."""
 _ROOM_S = 30.0

@@ -22,6 +22,9 @@ CONNECT_S = 0.5
 SILENCE_S = 1.0
 """A peer that waits for bytes says so four times a second; a body may pause twice as long."""
 _IDLE_CONNECTIONS = 16
+_RECEIVE_BYTES = 128 << 10
+"""What may still arrive on each connection after bulk stopped reading for a fault (the kernel
+doubles it)."""
 
 
 class PeerError(UnavailableError):
@@ -217,6 +220,7 @@ class PeerClient:
     def _connect(self, member: Member) -> Channel:
         sock = socket.create_connection((member.host, member.port), CONNECT_S)
         try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
             context = self._identity.client_context()
             if context is not None:
                 sock.settimeout(2 * SILENCE_S)

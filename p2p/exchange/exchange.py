@@ -39,7 +39,8 @@ from weightstream.settings import Settings
 log = logging.getLogger(__name__)
 
 _STEP_BYTES = 1 << 20
-_LOOK_S = 0.25
+_LOOK_S = 0.05
+"""How soon a read that waits sees that a fault has come to it."""
 _HOUSE_S = 1.0
 _REST_S = 20.0
 _FORGET_S = 300.0
@@ -124,6 +125,7 @@ class Exchange:
             i, offset = divmod(start + done, relay.chunk_size)
             count = min(len(relay.chunk(i)) - offset, len(into) - done)
             self._read_chunk(relay, i, offset, into[done : done + count], transfer, urgent)
+            urgent = False  # what is read behind the chunk that somebody waits for is bulk
             done += count
 
     def checksum(self, blob: Blob) -> Checksum | None:
@@ -173,12 +175,13 @@ class Exchange:
 
         transfer.on_cancel(cancel)
         try:
-            self._copy(flight, offset, into, transfer, cancelled)
+            self._copy(relay, flight, offset, into, transfer, cancelled)
         finally:
             transfer.on_cancel(None)
 
     def _copy(
         self,
+        relay: Relay,
         flight: Flight,
         offset: int,
         into: memoryview,
@@ -195,6 +198,8 @@ class Exchange:
             count = min(visible - offset, len(into)) - done
             count = min(count, _STEP_BYTES)
             if count <= 0:
+                if transfer.urgent:
+                    relay.hurry(flight)
                 if time.monotonic() > until_s:
                     raise UnavailableError(f"{flight.blob.uri} {flight.extent}: no byte in time")
                 continue

@@ -54,6 +54,8 @@ class Flight:
         """That peer, and through whom it waits itself."""
         self.urgent = False
         """A fault: it goes before bulk, here and at the sender."""
+        self.is_hurried = False
+        """A fault came to a flight that runs as bulk: it is to be asked for again, as one."""
         self.is_needed = False
         """A reader or a peer waits for it."""
         self.is_queued = False

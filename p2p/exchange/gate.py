@@ -204,7 +204,7 @@ class Gate:
             if not flight.urgent:
                 self._lanes.give_way()
 
-        attempt = Attempt(advance, flight.urgent, _STEP_BYTES)
+        attempt = Attempt(advance, lambda: flight.urgent, _STEP_BYTES)
         with self._changed:
             if self._closed:
                 raise LoadCancelled("the exchange was closed")

@@ -223,9 +223,19 @@ class Relay:
                 threading.Thread(
                     target=self.bring, args=(flight,), daemon=True, name="weightstream-bring"
                 ).start()
-        elif urgent and flight.is_at_gate:
-            self._parts.gate.hurry(flight)
+        elif urgent:
+            self.hurry(flight)
         return flight
+
+    def hurry(self, flight: Flight) -> None:
+        """A reader waits for it: bring it before bulk, anew if it runs as bulk."""
+        if flight.is_hurried or flight.urgent:
+            return
+        if flight.is_at_gate:
+            flight.is_hurried = True
+            self._parts.gate.hurry(flight)
+        elif flight.position < len(flight.extent) // 2:
+            flight.is_hurried = True
 
     def want_own(self, flight: Flight, urgent: bool) -> None:
         """Have this node's gate bring a flight."""
@@ -293,6 +303,8 @@ class Relay:
                 return self._ask(flight, member, view, insist)
             except ElsewhereError as other:
                 named = other.node if tried.get(other.node, 0) < 2 else ""
+            except HurryError:
+                flight.urgent, tried[node] = True, tried[node] - 1
             except AbsentError as error:
                 log.debug("%s", error)
                 self.crowd.note(node, flight.chunk, False)
@@ -333,6 +345,10 @@ class Relay:
             self._stored.close()
 
 
+class HurryError(PeerError):
+    """A fault has come to a chunk that is on its way as bulk."""
+
+
 class SlowError(PeerError):
     """A peer that gives far less than the others was broken off."""
 
@@ -371,6 +387,8 @@ class _Sink:
         self._look()
 
     def _look(self) -> None:
+        if self._flight.is_hurried and not self._flight.urgent:
+            raise HurryError("a reader waits for it")
         now_s = time.monotonic()
         if now_s >= self._look_s:
             self._look_s = now_s + 0.25

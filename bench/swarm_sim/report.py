@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from weightstream.bench.swarm_sim.crowd import Crowd, Outcome
 from weightstream.bench.swarm_sim.plan import Case
 
-_GOOD, _OTHER = "#0b6e4f", "#9aa5b1"
+_COLORS = {True: "#0b6e4f", False: "#b3261e", None: "#9aa5b1"}
+"""Target met, missed, none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,7 @@ def write_plot(results: Sequence[Result], path: Path) -> None:
         (times, [r.outcome.times_bound for r in results], "slowest node, x of the bound"),
         (egress, [r.outcome.egress for r in results], "sent by the origin, x of the blob"),
     ):
-        colors = [_OTHER if r.is_met is None else _GOOD for r in results]
-        axes.barh(places, values, color=colors)
+        axes.barh(places, values, color=[_COLORS[r.is_met] for r in results])
         for place, value in zip(places, values, strict=True):
             axes.text(value, place, f" {value:.2f}", va="center", fontsize=8)
         axes.axvline(1.0, color="black", linewidth=0.8)

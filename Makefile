@@ -2,6 +2,7 @@
 # make test    the tests
 # make check   lint, formatting, types
 # make bench   weightstream against its peers
+# make bench-swarm   N nodes on shaped links; root
 # make build   wheel and source archive, in dist/
 #
 # Each verb makes what it needs in .venv first. Arguments: make test ARGS="-k store -x"
@@ -17,7 +18,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 export PYTHON
 
-.PHONY: help demo test check bench build docs clean
+.PHONY: help demo test check bench bench-swarm build docs clean
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -35,6 +36,9 @@ check: $(VENV)/.test
 
 bench: $(VENV)/.bench
 	$(BIN)/weightstream bench $(ARGS)
+
+bench-swarm: $(VENV)/.bench
+	$(BIN)/python -m weightstream.bench.cluster.run $(ARGS)
 
 build: $(VENV)/.test
 	$(BIN)/python -m build --no-isolation --outdir dist .

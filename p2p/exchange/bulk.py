@@ -21,6 +21,10 @@ _MOST_WORKERS = 16
 _MOST_CROWD = 16
 """A mesh needs a chunk in flight from every home, or some links are idle."""
 _ROOM_S = 30.0
+_AHEAD = 16
+"""How far a home in a large crowd reads ahead of what is still missing, in chunks: were all homes to
+read all of their part at once, each at its share of the origin's rate, everybody would wait for the
+first chunks. Simulated, 100 nodes: 1.12 of the bound at 16, 1.8 without a limit."""
 
 
 class Planned:
@@ -32,6 +36,7 @@ class Planned:
         self.is_open = True
         self._next = 0
         self._next_own = 0
+        self._done = 0
         self._epoch = self._seen_epoch = -1
 
     def next_flight(self) -> Flight | None:
@@ -49,13 +54,22 @@ class Planned:
                     return flight
         return None
 
+    def _first_missing(self) -> int:
+        """Return the place in the plan up to which everything is here."""
+        while self._done < len(self.chunks) and self.relay.is_here(self.chunks[self._done]):
+            self._done += 1
+        return self._done
+
     def next_own(self) -> Flight | None:
         """Return a new flight for the next chunk that this node is to read from the origin."""
         relay = self.relay
         if relay.crowd.epoch != self._epoch:
             self._epoch, self._next_own = relay.crowd.epoch, 0
         view = relay.view()
-        while self._next_own < len(self.chunks):
+        last = len(self.chunks)
+        if view.fan_out is not None:
+            last = min(last, self._first_missing() + _AHEAD)
+        while self._next_own < last:
             chunk = self.chunks[self._next_own]
             self._next_own += 1
             if relay.is_wanting(chunk) and route(view, chunk).is_own:

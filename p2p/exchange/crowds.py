@@ -9,7 +9,7 @@ from weightstream.p2p.schedule import Homes, View, standing
 
 _MESH = 16
 """Up to so many nodes ask each home themselves; more pass chunks down trees."""
-_FAN_OUT = 4
+_FAN_OUT = 3
 
 
 class _Holders(Mapping[int, frozenset[str]]):

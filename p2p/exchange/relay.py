@@ -28,6 +28,7 @@ from weightstream.p2p.exchange.crowds import Crowd
 from weightstream.p2p.exchange.flights import Flight, FlightState, Shelf
 from weightstream.p2p.exchange.gate import Gate
 from weightstream.p2p.exchange.server import HeldChunk
+from weightstream.p2p.exchange.sinks import FlightSink, HurryError, SlowError, WrongError
 from weightstream.p2p.members import Member
 from weightstream.p2p.schedule import ORIGIN, View, is_slow, route
 
@@ -36,8 +37,6 @@ log = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 0.5
 _ROOM_S = 30.0
 _TRIES = 8
-_STUCK_S = 3.0
-"""A peer that waits itself, and gets nothing at all meanwhile, is not waited for."""
 
 
 class Neighbours:
@@ -129,6 +128,12 @@ class Relay:
         if flight is not None and flight.state is not FlightState.FAILED:
             return False
         return not self.is_stored(i)
+
+    def is_here(self, i: int) -> bool:
+        """Say whether chunk `i` has landed, or is in the store."""
+        with self._lock:
+            flight = self._flights.get(i)
+        return (flight is not None and flight.state is FlightState.LANDED) or self.is_stored(i)
 
     def held(self, i: int) -> HeldChunk | None:
         """Return chunk `i` of the store, verified, to be sent."""
@@ -319,7 +324,7 @@ class Relay:
     def _ask(self, flight: Flight, member: Member, view: memoryview, insist: bool) -> bytes:
         name = ChunkName(self.blob, self.chunk_size, flight.chunk)
         flight.asking, flight.chain = member.node, (member.node,)
-        sink = _Sink(flight, member.node, self._parts)
+        sink = FlightSink(flight, member.node, self._parts.me, self._parts.neighbours.slow)
         said = self._parts.client.fetch(member, name, view, sink, flight.urgent, insist)
         self._check(flight, member, view, said)
         self.crowd.note(member.node, flight.chunk, True)
@@ -330,7 +335,8 @@ class Relay:
         """Compare what came with what the peer says it is, and with what was published."""
         found = blake3(view).digest()
         published = self._parts.digest_of(self.blob, self.chunk_size, flight.chunk)
-        if found == said and published in (None, said):
+        if found == said:
+            self._check_published(flight, member, said, published)
             return
         metrics.PEER_FAILURES.labels("wrong").inc()
         self._parts.neighbours.ban(member.node)
@@ -339,58 +345,19 @@ class Relay:
         log.warning("%s", text)
         raise WrongError(text)
 
+    def _check_published(
+        self, flight: Flight, member: Member, said: bytes, published: bytes | None
+    ) -> None:
+        """Refuse a chunk that is not what was published. Its sender is not banned: whoever may
+        write the manifest could have everybody banned with a wrong one. The origin decides."""
+        if published in (None, said):
+            return
+        metrics.PEER_FAILURES.labels("unpublished").inc()
+        what = f"{self.blob.uri} {flight.extent}"
+        log.warning("%s of peer %s is not what was published", what, member.node)
+        raise AbsentError(f"{what} of peer {member.node} is not what was published")
+
     def close(self) -> None:
         """Let go of the store's blob."""
         if self._stored is not None:
             self._stored.close()
-
-
-class HurryError(PeerError):
-    """A fault has come to a chunk that is on its way as bulk."""
-
-
-class SlowError(PeerError):
-    """A peer that gives far less than the others was broken off."""
-
-
-class WrongError(PeerError):
-    """A peer's bytes were not what they should be: the next peer is asked."""
-
-
-class _Sink:
-    """A flight that a peer brings, as long as the peer keeps up."""
-
-    def __init__(self, flight: Flight, node: str, parts: Parts) -> None:
-        self._me = parts.me
-        self._flight = flight
-        self._node = node
-        self._neighbours = parts.neighbours
-        self._look_s = time.monotonic() + 1.0
-        self._progress = -1
-        self._until_s = time.monotonic() + _STUCK_S
-
-    def advance(self, count: int) -> None:
-        self._flight.advance(count)
-        self._look()
-
-    def waiting(self, chain: tuple[str, ...], progress: int) -> None:
-        """Break a circle of nodes that wait for each other: the first by name asks elsewhere."""
-        self._flight.chain = (self._node, *chain)
-        if self._me in chain:
-            circle = (self._node, *chain[: chain.index(self._me) + 1])
-            if self._me == min(circle):
-                raise SlowError(f"{len(circle)} nodes wait for each other")
-        if progress > self._progress:
-            self._progress, self._until_s = progress, time.monotonic() + _STUCK_S
-        if time.monotonic() > self._until_s:
-            raise SlowError(f"peer {self._node} waits itself and gets nothing")
-        self._look()
-
-    def _look(self) -> None:
-        if self._flight.is_hurried and not self._flight.urgent:
-            raise HurryError("a reader waits for it")
-        now_s = time.monotonic()
-        if now_s >= self._look_s:
-            self._look_s = now_s + 0.25
-            if self._node in self._neighbours.slow():
-                raise SlowError(f"peer {self._node} gives far less than the others")

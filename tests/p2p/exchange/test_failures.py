@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from tests.conftest import LogWatch
@@ -202,3 +203,19 @@ def test_garbage_on_the_port_is_hung_up_on(
     assert b" 200 " not in heard
     blob, data = nodes.put(s3, MIB)
     assert nodes.nodes[0].load(blob) == data
+
+
+def test_a_chunk_that_is_not_what_was_published_is_got_from_the_origin(
+    cluster: ClusterFactory, s3: S3Server, expect_log: LogWatch
+) -> None:
+    nodes = cluster(2)
+    blob, data = nodes.put(s3, 2 * MIB)
+    assert nodes.nodes[0].load(blob) == data
+    before = nodes.origin_bytes(blob)
+    reader = nodes.nodes[1].exchange
+    published = bytes(32)
+    wrong = replace(reader._parts, digest_of=lambda blob, size, chunk: published)
+    reader._parts = wrong
+    expect_log("w.bin bytes .* of peer .* is not what was published")
+    assert nodes.nodes[1].load(blob) == data
+    assert nodes.origin_bytes(blob) - before == blob.size

@@ -22,9 +22,9 @@ _MOST_CROWD = 16
 """A mesh needs a chunk in flight from every home, or some links are idle."""
 _ROOM_S = 30.0
 _AHEAD = 16
-"""How far a home in a large crowd reads ahead of what is still missing, in chunks: were all homes to
-read all of their part at once, each at its share of the origin's rate, everybody would wait for the
-first chunks. Simulated, 100 nodes: 1.12 of the bound at 16, 1.8 without a limit."""
+"""How far a home in a large crowd reads ahead of what is still missing, in chunks: were all homes
+to read all of their part at once, each at its share of the origin's rate, everybody would wait for
+the first chunks. Simulated, 100 nodes: 1.12 of the bound at 16, 1.8 without a limit."""
 
 
 class Planned:

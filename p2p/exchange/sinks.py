@@ -37,6 +37,7 @@ class FlightSink:
         self._until_s = time.monotonic() + _STUCK_S
 
     def advance(self, count: int) -> None:
+        """See `Sink`."""
         self._flight.advance(count)
         self._look()
 

@@ -112,9 +112,11 @@ class Content:
         """Say whether most of a blob has landed and waits to be read, complete or not.
 
         A shard that was filled ahead of its reader: the disk has it by now, but the page cache has
-        not, and from here it costs a copy.
+        not, and from here it costs a copy. Not what a fill brought once more after a reader that
+        was ahead of it: that one is done with it.
         """
-        return 2 * self.memory.unread_bytes(blob) > blob.size
+        waits = 2 * self.memory.unread_bytes(blob) > blob.size
+        return waits and 2 * self.memory.read_bytes(blob) < blob.size
 
     def backing(self, blob: Blob) -> int | None:
         """Return a new read-only descriptor of a complete blob's data; the caller closes it."""

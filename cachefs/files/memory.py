@@ -17,6 +17,7 @@ class Memory:
     def __init__(self, slabs: SlabPool) -> None:
         self._slabs = slabs
         self._retained = Retained()
+        self._read: dict[str, int] = {}
         self._lock = threading.Lock()
 
     @property
@@ -29,6 +30,11 @@ class Memory:
         """Return how much of a blob is kept that nobody has read yet."""
         with self._lock:
             return self._retained.unread_bytes(blob)
+
+    def read_bytes(self, blob: Blob) -> int:
+        """Return how much of a blob was read from here since anything of it was kept."""
+        with self._lock:
+            return self._read.get(blob.id, 0)
 
     def reserve(self, blob: Blob, extent: Extent, chunk_bytes: int, owner: object) -> Slab | None:
         """Return memory for a range; what was kept for readers gives way to what they ask for."""
@@ -69,8 +75,10 @@ class Memory:
 
     def release(self, landed: Landed, read_bytes: int) -> None:
         """Give a held range back after `read_bytes` of it were read."""
+        blob_id = landed.blob.id
         with self._lock:
             done_with = self._retained.was_read(landed, read_bytes)
+            self._read[blob_id] = self._read.get(blob_id, 0) + read_bytes
         landed.slab.release()
         if done_with is not None:
             done_with.release()
@@ -87,6 +95,7 @@ class Memory:
         """Forget everything of a blob; who reads it now reads on."""
         with self._lock:
             slabs = self._retained.drop_blob(blob)
+            self._read.pop(blob.id, None)
         for slab in slabs:
             slab.release()
 

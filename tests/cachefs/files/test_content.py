@@ -161,6 +161,21 @@ def test_what_was_filled_ahead_lies_in_memory_until_it_is_read(
     assert scene.content.memory.unread_bytes(FILE.blob) == 0
 
 
+def test_what_a_fill_brings_behind_its_reader_is_not_waited_for(
+    make_scene: Callable[..., Scene],
+) -> None:
+    scene = make_scene({FILE: DATA})
+    assert scene.read(FILE, 0, SIZE).wait().data == DATA
+    assert until(lambda: bool(scene.completed))
+    memory, again, whole = scene.content.memory, object(), FILE.blob.whole()
+    slab = memory.reserve(FILE.blob, whole, CHUNK, again)
+    assert slab is not None
+    memory.landed(FILE.blob, whole, CHUNK, again)
+    slab.release()
+    assert memory.unread_bytes(FILE.blob) == SIZE
+    assert not scene.content.lies_in_memory(FILE.blob)
+
+
 def test_what_one_fetch_brings_says_nothing_of_the_memory_of_another(
     make_scene: Callable[..., Scene],
 ) -> None:

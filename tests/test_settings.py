@@ -4,7 +4,7 @@ import pickle
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from weightstream.errors import UsageError
@@ -186,6 +186,7 @@ def test_sizes_survive_formatting_when_exact(count: int) -> None:
     assert abs(parsed - count) <= count * 0.06
 
 
+@settings(deadline=None)
 @given(st.one_of(st.text(max_size=30), st.integers(), st.floats(), st.booleans()))
 def test_no_value_escapes_as_another_error(value: object) -> None:
     for row in table():

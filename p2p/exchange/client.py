@@ -21,6 +21,8 @@ DIGEST_BYTES = 32
 CONNECT_S = 0.5
 SILENCE_S = 1.0
 """A peer that waits for bytes says so four times a second; a body may pause twice as long."""
+_DIGEST_S = 5.0
+"""The peer checks the chunk before it vouches for it."""
 _IDLE_CONNECTIONS = 16
 _RECEIVE_BYTES = 128 << 10
 """What may still arrive on each connection after bulk stopped reading for a fault (the kernel
@@ -245,10 +247,6 @@ class PeerClient:
                 idle.append(channel)
                 return
         channel.close()
-
-
-_DIGEST_S = 5.0
-"""The peer checks the chunk before it vouches for it."""
 
 
 class _Answered(Exception):

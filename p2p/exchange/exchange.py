@@ -38,6 +38,7 @@ from weightstream.settings import Settings
 
 log = logging.getLogger(__name__)
 
+_BYTES = 'weightstream_peer_bytes_total{{way="{}"}}'
 _STEP_BYTES = 1 << 20
 _LOOK_S = 0.05
 """How soon a read that waits sees that a fault has come to it."""
@@ -347,11 +348,12 @@ class Exchange:
     def status(self) -> PeeringStatus:
         """Return what is going on."""
         crowds = {r.blob.uri: len(r.crowd.nodes) for r in self._all_relays() if not r.is_idle}
+        counted = metrics.samples()
         ways = ("received", "sent", "origin")
         return PeeringStatus(
             members=tuple(sorted((self._identity.node, *self._neighbours.alive()))),
             crowds=crowds,
-            bytes={way: int(metrics.PEER_BYTES.labels(way)._value.get()) for way in ways},
+            bytes={way: int(counted.get(_BYTES.format(way), 0)) for way in ways},
             settled=self._membership is not None and self._membership.is_settled,
         )
 

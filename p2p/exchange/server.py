@@ -7,6 +7,7 @@ in bytes and time, idle connections in time, connections in number.
 """
 
 import contextlib
+import json
 import logging
 import os
 import socket
@@ -263,8 +264,6 @@ def _more(channel: Channel) -> tuple[int, ...]:
 
 
 def _send_json(channel: Channel, message: Mapping[str, Any]) -> None:
-    import json
-
     body = json.dumps(message).encode()
     channel.sock.sendall(answer(200, "OK", {"Content-Type": "application/json"}, len(body)) + body)
 

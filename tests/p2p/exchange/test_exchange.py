@@ -18,7 +18,6 @@ def test_a_crowd_reads_it_and_the_origin_sends_it_once(
     # Nodes that start while they hear of each other may read some chunks twice: seconds on a busy
     # machine, against 24 chunks. `bench cluster` measures it: 1.00.
     assert nodes.origin_bytes(blob) - before <= (1.0 if count < 3 else 1.5) * blob.size
-    assert nodes.origin_bytes(blob) - before >= blob.size
 
 
 def test_who_comes_later_gets_it_from_the_others(cluster: ClusterFactory, s3: S3Server) -> None:

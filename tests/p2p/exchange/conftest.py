@@ -4,6 +4,7 @@ Everything between the nodes is what it is between machines; only the members ar
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,7 +113,11 @@ class Cluster:
             node.told.on_change()
 
     def origin_bytes(self, blob: Blob) -> int:
-        return self.proxy.body_bytes(blob.name)
+        """Return what was sent, once that stands still: the proxy counts a moment later."""
+        before = -1
+        while before != (before := self.proxy.body_bytes(blob.name)):
+            time.sleep(0.1)
+        return before
 
     def load_all(self, blob: Blob, nodes: "list[Node] | None" = None) -> list[bytes]:
         """Return what each node read; raises when one could not."""

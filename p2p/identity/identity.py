@@ -85,7 +85,7 @@ def open_identity(settings: Settings) -> Identity:
     keys = read_keys(settings)
     if settings.peer_encryption == "on" and keys is None:
         raise UsageError(
-            "encryption between peers needs a secret: set cluster_secret_file to a file with the "
+            "encryption between peers needs a secret; set cluster_secret_file to a file with the "
             "same 16 bytes or more on every node (`openssl rand -hex 32`), or peer_encryption off "
             "in a trusted network"
         )

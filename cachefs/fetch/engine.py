@@ -135,9 +135,10 @@ class Engine:
 
     def _target(self) -> int:
         """Return how many ranges may run: a few more while a reader waits, who must not queue
-        behind ranges of 8 MiB on a slow link."""
+        behind ranges of 8 MiB on a slow link; never more than the settings allow."""
         urgent = any(f.urgency is Priority.DEMAND for f in tuple(self._flows) if not f.ended)
-        return self._concurrency.target + (_FOR_READERS if urgent else 0)
+        wanted = self._concurrency.target + (_FOR_READERS if urgent else 0)
+        return min(wanted, self._concurrency.limit)
 
     def _work(self) -> None:
         while (job := self._next_job()) is not None:

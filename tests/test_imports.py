@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("bench", "cachefs", "loader", "p2p", "serve_integration")
-FRONT = ("cli", "demo")  # what stands in front of everything
+FRONT = ("cli", "demo", "serve")  # what stands in front of everything
 SHARED = ("errors", "settings", "log", "metrics")
 ALLOWED = {
     "cachefs": {"cachefs"},

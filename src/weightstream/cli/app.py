@@ -13,6 +13,7 @@ from weightstream.cli import (
     models,
     mounting,
     publishing,
+    serve,
     tracking,
 )
 from weightstream.cli.base import command
@@ -20,6 +21,7 @@ from weightstream.cli.base import command
 LOADING = "Models"
 MOUNTS = "Mounts"
 PEERS = "Peers"
+SERVE = "Ray Serve"
 STORE = "Store"
 MACHINE = "This machine"
 PROOF = "See for yourself"
@@ -69,6 +71,7 @@ command(app, STORE)(models.evict)
 command(app, STORE)(filling.scrub)
 command(app, MACHINE)(doctor.doctor)
 command(app, MACHINE)(config.config)
+app.add_typer(serve.app, name="serve", rich_help_panel=SERVE)
 
 
 # These two have flags and help of their own.

@@ -62,6 +62,21 @@ def prefetch_there(
         connection.close()
 
 
+def status(directory: Path) -> Mapping[str, Any]:
+    """Return what the agent of a run directory says of itself; raises `NoAgent`."""
+    connection = _UnixConnection(directory)
+    try:
+        connection.request("GET", "/v1/status")
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise NoAgent(f"its agent says {answer.status}: {_text(answer)}")
+        return wire.parse(answer.read(_LINE_BYTES))
+    except (OSError, HTTPException, ValueError) as error:
+        raise NoAgent(f"{type(error).__name__}: {error}") from error
+    finally:
+        connection.close()
+
+
 class _UnixConnection(HTTPConnection):
     """HTTP over the agent's control socket."""
 

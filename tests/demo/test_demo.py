@@ -12,7 +12,8 @@ import pytest
 
 from weightstream.demo.checkpoint import llama_tensors, write_checkpoint
 from weightstream.demo.messages import Phase, Result
-from weightstream.demo.show import Lane, findings
+from weightstream.demo.nodes import Fetched
+from weightstream.demo.show import Lane, findings, findings_of_peer
 
 pytest.importorskip("transformers")
 pytest.importorskip("matplotlib")
@@ -34,6 +35,8 @@ def test_main_job(tmp_path: Path) -> None:
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert "mapped" in done.stdout
+    assert "second node: 91 MB in " in done.stdout
+    assert ", 91 MB from its peer over TLS, " in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert list((tmp_path / "tmp").iterdir()) == []
 
@@ -106,4 +109,24 @@ def test_findings_are_none_when_all_agree() -> None:
 )
 def test_findings_name_what_is_wrong(wrong: Result, message: str) -> None:
     (found,) = findings(lanes(result(), wrong, result()))
+    assert message in found
+
+
+FETCHED = Fetched(90 << 20, 0.5, 90 << 20, 8000, True)
+
+
+def test_findings_are_none_when_all_came_from_the_peer() -> None:
+    assert findings_of_peer(FETCHED) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (replace(FETCHED, is_right=False), "other bytes"),
+        (replace(FETCHED, received_bytes=82 << 20), "86 MB of 94 MB came from its peer"),
+        (replace(FETCHED, origin_bytes=8 << 20), "the origin sent 8 MB"),
+    ],
+)
+def test_findings_name_what_did_not_come_from_the_peer(wrong: Fetched, message: str) -> None:
+    (found,) = findings_of_peer(wrong)
     assert message in found

@@ -1,4 +1,4 @@
-"""The main job on a real model, timed: a cold load, a second process, and the usual way."""
+"""The main job on a real model, timed: cold, in a second process, on a second node, the usual way."""
 
 import argparse
 import signal

@@ -1,4 +1,4 @@
-"""Runs the demo: a server, two models, three processes, one table and one picture."""
+"""Runs the demo: a server, two models, two nodes, three processes, one table and one picture."""
 
 import os
 import shutil
@@ -13,12 +13,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from weightstream.cachefs.fetch import Progress as Fetching
 from weightstream.demo import minilm
 from weightstream.demo.checkpoint import write_checkpoint
 from weightstream.demo.messages import PHASE, PROGRESS, RESULT, Phase, Result, Step, Task
+from weightstream.demo.nodes import Fetched, Node, agents, make_nodes
 from weightstream.demo.processes import Child, clean_environment
 from weightstream.demo.server import S3Server, serve
-from weightstream.demo.show import Lane, findings, print_table
+from weightstream.demo.show import Lane, findings, findings_of_peer, print_table
 from weightstream.demo.steps import EXIT
 from weightstream.demo.timeline import draw
 from weightstream.errors import UsageError
@@ -34,7 +36,7 @@ _COPIES, _SPARE_BYTES = 3, 3 << 30
 
 @dataclass(frozen=True, slots=True)
 class _Demo:
-    """What the three processes share."""
+    """What the processes share."""
 
     work: Path
     server: S3Server
@@ -42,26 +44,44 @@ class _Demo:
     minilm: str
     bars: Progress
 
-    def lane(self, title: str, step: Step, preload: tuple[str, ...]) -> Lane:
-        """Run one process to its end; return what it did and when."""
+    def environment(self) -> dict[str, str]:
+        """Return what reaches the server, and nothing else of ours or its clients'."""
+        return clean_environment(os.environ) | self.server.environment()
+
+    def lane(self, title: str, step: Step, preload: tuple[str, ...], node: Node) -> Lane:
+        """Run one process on a node to its end; return what it did, when, and what was sent."""
         scratch = self.work / "scratch"
         scratch.mkdir()
         task = Task(
             step, self.checkpoint, self.minilm, str(minilm.packaged_folder()), str(scratch), preload
         )
-        environment = clean_environment(os.environ) | self.server.environment()
-        environment["WEIGHTSTREAM_STORE"] = str(self.work / "store")
+        environment = self.environment() | node.environment()
         # Whatever torch leaves in a temporary folder goes away with ours.
         environment |= {"HF_HUB_OFFLINE": "1", "TMPDIR": str(scratch)}
         command = (sys.executable, "-m", "weightstream.demo.steps", task.to_json())
-        begin_s = time.time()
+        begin_s, sent_bytes = time.time(), self.server.sent_bytes()
         try:
             with Child(command, environment, self.work / "stderr.log") as child:
                 result = self._follow(child, title)
                 child.wait(_STEP_TIMEOUT_S)
-            return Lane(title, begin_s, _with_end(result))
+            sent_bytes = self.server.sent_bytes() - sent_bytes
+            return Lane(title, begin_s, _with_end(result), sent_bytes)
         finally:
             shutil.rmtree(scratch)
+
+    def fetch(self, node: Node) -> Fetched:
+        """Bring MiniLM's weights to a node from the one that has them."""
+        bar = self.bars.add_task("weightstream, second node", total=None)
+        weights = "model.safetensors"
+
+        def told(progress: Fetching) -> None:
+            self.bars.update(bar, completed=progress.bytes_done, total=progress.bytes_total)
+
+        file = minilm.packaged_folder() / weights
+        fetched = node.fetch(f"{self.minilm}/{weights}", file, self.server, told)
+        self.bars.update(bar, completed=1, total=1)
+        self.bars.stop_task(bar)
+        return fetched
 
     def _follow(self, child: Child, title: str) -> Result:
         bar = self.bars.add_task(title, total=None)
@@ -89,17 +109,19 @@ def run_demo(picture: Path = Path("weightstream-demo.png"), size_bytes: int = 1 
     """Run the demo; return 0 when every check held, 1 when one did not."""
     console = Console(stderr=True)
     with _work_folder(size_bytes) as work, _bars(console) as bars:
-        lanes = _lanes(work, size_bytes, bars)
-    print_table(lanes, Console())
+        lanes, fetched = _prepare_and_run(work, size_bytes, bars)
+    print_table(lanes, fetched, Console())
     draw(lanes, picture)
-    wrong = findings(lanes)
+    wrong = findings(lanes) + findings_of_peer(fetched)
     for text in wrong:
         console.print(f"wrong: {text}", style="bold red", highlight=False)
     print(f"timeline: {picture}")
     return 1 if wrong else 0
 
 
-def _lanes(work: Path, size_bytes: int, bars: Progress) -> tuple[Lane, ...]:
+def _prepare_and_run(
+    work: Path, size_bytes: int, bars: Progress
+) -> tuple[tuple[Lane, ...], Fetched]:
     name = f"llama-{size_bytes / (1 << 30):g}gib"
     bar = bars.add_task(f"write a {size_bytes / (1 << 30):g} GiB checkpoint", total=None)
     write_checkpoint(work / "bucket" / BUCKET / name, size_bytes, _SHARDS)
@@ -108,12 +130,21 @@ def _lanes(work: Path, size_bytes: int, bars: Progress) -> tuple[Lane, ...]:
         uri = f"{BUCKET}/all-minilm-l6-v2"
         _put(server, minilm.packaged_folder(), uri, f"{BUCKET}/{name}", bars)
         demo = _Demo(work, server, f"s3://{BUCKET}/{name}", f"s3://{uri}", bars)
-        ours, warm = "weightstream.loader", "weightstream, second process"
-        return (
-            demo.lane("weightstream, cold", "weightstream", (*_HEAVY, "s3fs", ours)),
-            demo.lane(warm, "weightstream", (*_HEAVY, ours)),
-            demo.lane("s3fs, then safetensors", "usual", (*_HEAVY, "s3fs", "safetensors.torch")),
-        )
+        return _run_all(demo)
+
+
+def _run_all(demo: _Demo) -> tuple[tuple[Lane, ...], Fetched]:
+    """Run one process after the other; between them a second node gets MiniLM from the first."""
+    ours = "weightstream.loader"
+    first, second = nodes = make_nodes(demo.work, 2)
+    cold = demo.lane("weightstream, cold", "weightstream", (*_HEAVY, "s3fs", ours), first)
+    with agents(demo.work, nodes, demo.environment()) as running:
+        title = "weightstream, second process"
+        warm = demo.lane(title, "weightstream", (*_HEAVY, ours), first)
+        running.wait_acquainted()
+        fetched = demo.fetch(second)
+    preload = (*_HEAVY, "s3fs", "safetensors.torch")
+    return (cold, warm, demo.lane("s3fs, then safetensors", "usual", preload, first)), fetched
 
 
 def _put(server: S3Server, folder: Path, uri: str, checkpoint: str, bars: Progress) -> None:

@@ -22,11 +22,12 @@ _READY_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """Where it listens and the one key pair it accepts."""
+    """Where it listens, the one key pair it accepts, and its process."""
 
     endpoint: str
     access_key: str
     secret_key: str
+    pid: int
 
     def environment(self) -> dict[str, str]:
         """Return what any S3 client needs to know."""
@@ -41,27 +42,24 @@ class S3Server:
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }
 
+    def sent_bytes(self) -> int:
+        """Return what it has sent so far, as the kernel counts: all that it wrote anywhere."""
+        lines = Path(f"/proc/{self.pid}/io").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("wchar:"))
+
 
 @contextmanager
 def serve(folder: Path, work: Path) -> Iterator[S3Server]:
     """Serve every folder in `folder` as a bucket until the block ends."""
-    program = _program()
-    server = S3Server(
-        f"http://127.0.0.1:{_free_port()}", secrets.token_hex(8), secrets.token_hex(16)
-    )
-    command = [
-        program,
-        "serve",
-        "s3",
-        str(folder),
-        "--addr",
-        server.endpoint.removeprefix("http://"),
-    ]
+    address = f"127.0.0.1:{free_port()}"
+    access_key, secret_key = secrets.token_hex(8), secrets.token_hex(16)
+    command = [_program(), "serve", "s3", str(folder), "--addr", address]
     command += ["--config", os.devnull, "--vfs-cache-mode", "off", "--no-checksum"]
     # The key pair goes by the environment: argument lists are public on a machine.
-    keys = f'"{server.access_key},{server.secret_key}"'
+    keys = f'"{access_key},{secret_key}"'
     log = work / "rclone.log"
     process = start(command, env={"RCLONE_AUTH_KEY": keys, "HOME": str(work)}, stderr=log)
+    server = S3Server(f"http://{address}", access_key, secret_key, process.pid)
     try:
         _wait_ready(server.endpoint, process, log)
         yield server
@@ -77,9 +75,10 @@ def _program() -> str:
     return found
 
 
-def _free_port() -> int:
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a TCP port of a local address that was free a moment ago."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((host, 0))
         return int(probe.getsockname()[1])
 
 

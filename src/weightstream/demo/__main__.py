@@ -1,4 +1,4 @@
-"""The main job on a real model, timed: cold, in a second process, on a second node, the usual way."""
+"""The main job on a real model, timed: cold, in a second process, on a second node, as usual."""
 
 import argparse
 import signal

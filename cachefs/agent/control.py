@@ -18,7 +18,7 @@ from aiohttp import web
 from weightstream.cachefs.agent import wire
 from weightstream.cachefs.agent.finding import CONTROL_SOCKET
 from weightstream.cachefs.agent.node import Agent
-from weightstream.cachefs.agent.routes import Routes, error_of
+from weightstream.cachefs.agent.routes import ApiAddress, Routes, error_of
 from weightstream.cachefs.agent.server import listen
 from weightstream.errors import (
     AccessDeniedError,
@@ -37,6 +37,7 @@ _BODY_BYTES = 64 << 10
 _START_S = 10.0
 _CLOSE_S = 1.0
 _OPEN = frozenset({"/healthz", "/readyz"})  # a probe has no token; they say yes or no
+_LOCAL = "/v1/api"  # has the token in its answer
 
 _STATUS: tuple[tuple[type[WeightstreamError], int], ...] = (
     (UsageError, 400),
@@ -72,7 +73,8 @@ class ControlServer:
         if api is not None:
             listeners.append(_listen_tcp(*api))
         self.port = listeners[-1].getsockname()[1] if api is not None else 0
-        self._routes = Routes(agent, directories)
+        host = api[0] if api is not None else ""
+        self._routes = Routes(agent, directories, ApiAddress(host, self.port, token))
         self._loop = asyncio.new_event_loop()
         self._runner: web.AppRunner | None = None
         threading.Thread(
@@ -121,6 +123,7 @@ class ControlServer:
         else:
             given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
             allowed = hmac.compare_digest(given, f"Bearer {self._token}".encode())
+            allowed = allowed and request.path != _LOCAL
         if not allowed and request.path not in _OPEN:
             return _failure("a token is needed", 401, {"WWW-Authenticate": "Bearer"})
         return await handler(request)

@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -13,6 +13,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from weightstream import __version__
 from weightstream.cachefs.agent.fills import Prefetch
+from weightstream.cachefs.agent.held import held
 from weightstream.cachefs.agent.node import Agent
 from weightstream.cachefs.agent.peering import PeeringStatus
 from weightstream.cachefs.fuse.mount_table import canonical, is_under, mount_of
@@ -29,13 +30,24 @@ _SLOW_THREADS = 2
 _TELL_EVERY_S = 0.1
 _WRITE_S = 30.0
 _REFRESH_S = 900.0
+_MOST_MODELS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class ApiAddress:
+    """Where the API answers over TCP, and the token that it asks for there; port 0: nowhere."""
+
+    host: str
+    port: int
+    token: str
 
 
 class Routes:
     """The handlers; all but the streams answer with one JSON document."""
 
-    def __init__(self, agent: Agent, directories: tuple[str, ...]) -> None:
+    def __init__(self, agent: Agent, directories: tuple[str, ...], api: ApiAddress) -> None:
         self._agent = agent
+        self._api = api
         self._directories = tuple(canonical(one) for one in directories)
         self._run = RunDirectory(agent.settings.run_directory)
         name = "weightstream-control"
@@ -49,6 +61,8 @@ class Routes:
         app.router.add_get("/readyz", self.readyz)
         app.router.add_get("/metrics", self.metrics)
         app.router.add_get("/v1/status", self.status)
+        app.router.add_get("/v1/models", self.models)
+        app.router.add_get("/v1/api", self.api)
         for name in ("prefetch", "pin", "unpin", "evict", "drain", "refresh"):
             app.router.add_post(f"/v1/{name}", getattr(self, name))
 
@@ -92,6 +106,21 @@ class Routes:
             "peers": asdict(peering.status()) if peering is not None else None,
             "fills": [_progress(job) | {"uri": job.uri} for job in agent.prefetches.running()],
         }
+
+    async def models(self, request: web.Request) -> web.Response:
+        """Return how much of some models is in the store."""
+        uris = request.query.getall("uri", [])
+        if not 1 <= len(uris) <= _MOST_MODELS or not all(uris):
+            raise UsageError(f"name 1 to {_MOST_MODELS} models: ?uri=s3://...&uri=s3://...")
+        found = await self._aside(lambda: held(self._agent.store, uris))
+        return web.json_response({"models": [asdict(one) for one in found]})
+
+    async def api(self, request: web.Request) -> web.Response:
+        """Say where the API is over TCP, with its token: on the unix socket only.
+
+        Who may connect there may read the agent's memory, too.
+        """
+        return web.json_response(asdict(self._api))
 
     def _store(self) -> dict[str, Any]:
         store = self._agent.store

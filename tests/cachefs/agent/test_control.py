@@ -163,6 +163,29 @@ def test_a_prefetch_whose_agent_dies_is_finished_here(
     assert report.bytes_total == sum(len(data) for data in scene.files.values())
 
 
+def test_it_says_how_much_of_a_model_it_holds(scene: Scene, start_agent: StartAgent) -> None:
+    start_agent()
+    run = scene.settings.run_directory
+    total = sum(len(data) for data in scene.files.values())
+    path = f"/v1/models?uri={scene.uri}&uri={scene.uri}-another"
+    empty = {"files": 0, "complete_files": 0, "held_bytes": 0, "total_bytes": 0}
+
+    def models_now() -> list[dict[str, Any]]:
+        code, answer = ask(run, "GET", path)
+        assert code == 200
+        found: list[dict[str, Any]] = answer["models"]
+        return found
+
+    assert models_now()[0] == {"uri": scene.uri} | empty
+    prefetch_there(scene.uri, scene.settings)
+    files = len(scene.files)
+    whole = {"files": files, "complete_files": files, "held_bytes": total, "total_bytes": total}
+    assert models_now() == [{"uri": scene.uri} | whole, {"uri": f"{scene.uri}-another"} | empty]
+    scene.put(models.sharded(3, 6 * MIB, seed="another version"))
+    prefetch_there(scene.uri, scene.settings)  # the old one stays, and does not count
+    assert models_now()[0]["held_bytes"] == sum(len(data) for data in scene.files.values())
+
+
 def test_pin_unpin_and_evict(scene: Scene, start_agent: StartAgent) -> None:
     start_agent()
     run = scene.settings.run_directory
@@ -194,6 +217,8 @@ def test_pin_unpin_and_evict(scene: Scene, start_agent: StartAgent) -> None:
         ("POST", "/v1/refresh", '{"path": "/"}', 409),
         ("POST", "/v1/pin", "[" * 60_000, 400),
         ("POST", "/v1/pin", "x" * 100_000, 413),
+        ("GET", "/v1/models", None, 400),
+        ("GET", "/v1/models?uri=", None, 400),
         ("GET", "/v1/nothing", None, 404),
         ("GET", "/v1/prefetch", None, 405),
     ],
@@ -232,3 +257,6 @@ def test_tcp_asks_for_the_token(scene: Scene, start_agent: StartAgent, tmp_path:
     assert get("/v1/status", TOKEN) == get("/metrics", TOKEN) == 200
     for path in ("/v1/status", "/metrics", "/v1/nothing"):
         assert get(path, None) == get(path, TOKEN + "x") == get(path, "") == 401
+    assert get("/v1/api", TOKEN) == 401  # it tells the token: on the unix socket only
+    told = {"host": "127.0.0.1", "port": port, "token": TOKEN}
+    assert ask(scene.settings.run_directory, "GET", "/v1/api") == (200, told)

@@ -18,6 +18,7 @@
     │   └── ForeignStoreError      the directory is not a weightstream store, or of another version
     ├── MountError                 a mount cannot be made, is busy or does not answer  exit 7
     │   └── MountBusyError         somebody has files of it open
+    ├── ClusterError               Ray does not answer, or not as this version knows it     exit 8
     └── LoadCancelled              the caller closed the load while it ran              exit 130
 
 Messages are one line and name the file, the range, the host and the cause, and never a secret.
@@ -142,6 +143,12 @@ class MountBusyError(MountError):
     """A mount that cannot be unmounted because somebody uses it."""
 
     errno = _errno.EBUSY
+
+
+class ClusterError(WeightstreamError):
+    """The Ray cluster does not answer, refuses, or lacks what this version builds on."""
+
+    exit_code = 8
 
 
 class LoadCancelled(WeightstreamError):

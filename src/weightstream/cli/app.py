@@ -32,7 +32,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 2 usage, 3 origin, 4 format, 5 integrity, 6 store, 7 mount, 130 cancelled.",
+    epilog=(
+        "Exit codes: 2 usage, 3 origin, 4 format, 5 integrity, 6 store, 7 mount, 8 cluster, "
+        "130 cancelled."
+    ),
 )
 
 

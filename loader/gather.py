@@ -67,8 +67,7 @@ def gather(
 ) -> Gathered:
     """Return everything wanted in host memory that the caller may write to."""
     if not weights.missing:
-        plan = _plan(weights, {}, names)
-        watch.header_s = watch.now_s()
+        plan = _plan(weights, {}, names, watch)
         _count_mapped(plan, weights, watch)
         return Gathered(plan, weights.memories)
     fetch = _fetch_whole if names is None else _fetch_named
@@ -92,7 +91,7 @@ def _fetch_whole(
             wait_telling(flow, blob, extent, watch)
 
         shards = {b: Shard(b, landed_header(landing, wait)) for b, landing in landings.items()}
-        return _plan(weights, shards, names)
+        return _plan(weights, shards, names, watch)
 
     return _run(session, weights, landings, wanted, plan, watch)
 
@@ -101,7 +100,7 @@ def _fetch_named(
     session: Session, weights: Weights, names: frozenset[str] | None, watch: Stopwatch
 ) -> Gathered:
     fetched = fetch_headers(session, weights.missing)
-    plan = _plan(weights, {b: Shard(b, one.header) for b, one in fetched.items()}, names)
+    plan = _plan(weights, {b: Shard(b, one.header) for b, one in fetched.items()}, names, watch)
     landings = {blob: one.landing for blob, one in fetched.items()}
     wanted = [
         Wanted(blob, landings[blob], without(wanted_extents(places), fetched[blob].known))
@@ -122,7 +121,6 @@ def _run(
     began_s = watch.now_s()
     with session.start(wanted) as flow:
         plan = make(flow)
-        watch.header_s = watch.now_s()
         _count_mapped(plan, weights, watch)
         if watch.callback is not None:
             for one in wanted:
@@ -149,7 +147,12 @@ def wait_telling(flow: Flow, blob: Blob, extent: Extent, watch: Stopwatch) -> No
             watch.tell(flow)
 
 
-def _plan(weights: Weights, fetched: Mapping[Blob, Shard], names: frozenset[str] | None) -> Plan:
+def _plan(
+    weights: Weights,
+    fetched: Mapping[Blob, Shard],
+    names: frozenset[str] | None,
+    watch: Stopwatch,
+) -> Plan:
     shards = [
         fetched[blob]
         if blob in fetched
@@ -157,7 +160,8 @@ def _plan(weights: Weights, fetched: Mapping[Blob, Shard], names: frozenset[str]
         for blob in weights.blobs
     ]
     plan = make_plan(shards, weights.index, names)
-    check_types(plan.places)
+    watch.header_s = watch.now_s()
+    check_types(plan.places)  # the first to need torch, which may be being imported meanwhile
     return plan
 
 

@@ -77,6 +77,17 @@ def _only_device(tensors: "Iterable[torch.Tensor]") -> "torch.device":
 # All at once
 
 
+def assign(
+    module: "torch.nn.Module", loaded: "dict[str, torch.Tensor]", strict: bool
+) -> IncompatibleKeys:
+    """Make these tensors those of a module on meta; what is tied in the module stays tied."""
+    import torch
+
+    state = module.state_dict(keep_vars=True)
+    tensors = {name: t for name, t in state.items() if isinstance(t, torch.Tensor)}
+    return _load_all(module, loaded, tensors, strict, assign=True)
+
+
 def _load_all(
     module: "torch.nn.Module",
     loaded: "dict[str, torch.Tensor]",

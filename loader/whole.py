@@ -1,11 +1,12 @@
 """`load`: the whole state dict at once, on the host in file layout or staged to a device."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from weightstream.errors import NotFoundError, ObjectChangedError
-from weightstream.loader.gather import find_weights, gather
+from weightstream.loader.gather import Gathered, find_weights, gather
 from weightstream.loader.options import cast
 from weightstream.loader.report import LoadReport, Stopwatch
 from weightstream.loader.resolve import Resolved, resolve
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -29,14 +32,19 @@ class Loaded:
 
 def load_whole(session: Session, request: Request, watch: Stopwatch) -> Loaded:
     """Load the model; when an object is replaced meanwhile, once more in its new version."""
+    return in_one_version(session, lambda files: _load_once(session, files, request, watch))
+
+
+def in_one_version(session: Session, work: Callable[[Resolved], _T]) -> _T:
+    """Do work on the model's files; once more from the start when one is replaced meanwhile."""
     resolved = resolve(session)
     try:
-        return _load_once(session, resolved, request, watch)
+        return work(resolved)
     except (ObjectChangedError, NotFoundError) as error:
         if isinstance(error, NotFoundError) and resolved.confirmed:
             raise
         log.info("starting over with the present version: %s", error)
-    return _load_once(session, resolve(session, ask_origin=True), request, watch)
+    return work(resolve(session, ask_origin=True))
 
 
 def _load_once(session: Session, resolved: Resolved, request: Request, watch: Stopwatch) -> Loaded:
@@ -61,9 +69,12 @@ def _load_once(session: Session, resolved: Resolved, request: Request, watch: St
 def _load_host(
     session: Session, resolved: Resolved, request: Request, watch: Stopwatch
 ) -> "dict[str, torch.Tensor]":
-    """Build the tensors over the gathered memory; a cast or moved one frees its pages at once."""
     weights = find_weights(session, resolved, request.names)
-    gathered = gather(session, weights, request.names, watch)
+    return to_tensors(gather(session, weights, request.names, watch), request)
+
+
+def to_tensors(gathered: Gathered, request: Request) -> "dict[str, torch.Tensor]":
+    """Build the tensors over the gathered memory; a cast or moved one frees its pages at once."""
     tensors = {}
     for place in gathered.plan.places:
         memory, start = gathered.memories[place.blob], place.info.extent.start

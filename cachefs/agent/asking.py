@@ -3,7 +3,8 @@
 import json
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ _ANSWER_S = 30.0
 """An agent that says nothing for so long is not waited for; progress comes ten times a second."""
 
 _LINE_BYTES = 4 << 20
+_NO_HEADERS: Mapping[str, str] = {}
 
 
 class NoAgent(Exception):
@@ -47,30 +49,55 @@ def prefetch_there(
 ) -> PrefetchReport:
     """Have the agent bring a model into the store; raises `NoAgent` or what went wrong there."""
     question = {"uri": uri, "store": str(settings.store)}
-    connection = _UnixConnection(settings.run_directory)
-    try:
-        connection.request("POST", "/v1/prefetch", json.dumps(question))
-        answer = connection.getresponse()
-        if answer.status != 200:
-            raise NoAgent(f"its agent says {answer.status}: {_text(answer)}")
+    return prefetch_over(_UnixConnection(settings.run_directory), question, progress)
+
+
+def prefetch_over(
+    connection: HTTPConnection,
+    question: Mapping[str, str],
+    progress: ProgressCallback | None = None,
+    headers: Mapping[str, str] = _NO_HEADERS,
+) -> PrefetchReport:
+    """The same over any connection to an agent, which is closed; what `progress` raises ends it."""
+    with _answer(connection, "POST", "/v1/prefetch", headers, json.dumps(question)) as answer:
         return _follow(answer, progress)
-    except WeightstreamError:  # some of them are OSError or ValueError, too
-        raise
-    except (OSError, HTTPException, ValueError) as error:
-        raise NoAgent(f"{type(error).__name__}: {error}") from error
-    finally:
-        connection.close()
 
 
 def status(directory: Path) -> Mapping[str, Any]:
     """Return what the agent of a run directory says of itself; raises `NoAgent`."""
-    connection = _UnixConnection(directory)
+    return get(_UnixConnection(directory), "/v1/status")
+
+
+def api(directory: Path) -> Mapping[str, Any]:
+    """Return where the agent of a run directory serves its API over TCP; raises `NoAgent`."""
+    return get(_UnixConnection(directory), "/v1/api")
+
+
+def get(
+    connection: HTTPConnection, path: str, headers: Mapping[str, str] = _NO_HEADERS
+) -> Mapping[str, Any]:
+    """Return the answer of an agent, and close the connection; raises `NoAgent`."""
+    with _answer(connection, "GET", path, headers) as answer:
+        return wire.parse(answer.read(_LINE_BYTES))
+
+
+@contextmanager
+def _answer(
+    connection: HTTPConnection,
+    method: str,
+    path: str,
+    headers: Mapping[str, str],
+    body: str | None = None,
+) -> Iterator[HTTPResponse]:
+    """Ask; `NoAgent` is what comes of a connection that fails, and of any answer but 200."""
     try:
-        connection.request("GET", "/v1/status")
+        connection.request(method, path, body, dict(headers))
         answer = connection.getresponse()
         if answer.status != 200:
             raise NoAgent(f"its agent says {answer.status}: {_text(answer)}")
-        return wire.parse(answer.read(_LINE_BYTES))
+        yield answer
+    except WeightstreamError:  # some of them are OSError or ValueError, too
+        raise
     except (OSError, HTTPException, ValueError) as error:
         raise NoAgent(f"{type(error).__name__}: {error}") from error
     finally:

@@ -5,12 +5,11 @@ thousandths in which Ray itself counts, so that three thirds of a GPU are one an
 exact. Compared as tuples, vectors order nodes as Ray's own packing does: by the GPUs that are left,
 then CPUs, then memory.
 
-A thousand nodes are looked at once for every *shape* (what a replica needs), in the order in which
-it would like them; an attempt to empty a node then only looks at the head of that list and at the
-nodes that the attempt itself has changed.
+A thousand nodes are sorted once for every different need, the fullest first; an attempt to empty a
+node then only looks at the head of that list and at the nodes that the attempt itself has changed.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -40,7 +39,7 @@ class Piece:
     counts: bool
     """Whether it counts against the most replicas per node; of several bundles the first does."""
     alike: object
-    """Equal for pieces that fit, and would like, the same nodes."""
+    """Equal for pieces that suit the same nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ class Space:
     @staticmethod
     def _piece(workload: Workload, need: Vector, counts: bool) -> Piece:
         selectors = tuple(tuple(sorted(one.items())) for one in workload.selectors)
-        return Piece(workload, need, counts, (need, selectors, workload.models))
+        return Piece(workload, need, counts, (need, selectors))
 
     @cached_property
     def replicas_at(self) -> list[dict[str, int]]:
@@ -104,29 +103,47 @@ class Space:
             found.append(counts)
         return found
 
-    def order(self, piece: Piece, warm: bool, idle: bool) -> list[int]:
-        """Return the nodes on which a piece fits now, the one it would like best first.
+    def order(self, piece: Piece, idle: bool) -> list[int]:
+        """Return the nodes on which a piece fits now, the fullest first.
 
-        `warm`: those that hold its weights before all others. `idle`: unused nodes count, too.
+        `idle`: unused nodes count, too.
         """
-        key = (piece.alike, warm, idle)
+        key = (piece.alike, idle)
         if key not in self._orders:
-            self._orders[key] = self._order(piece, warm, idle)
+            fitting = (i for i in range(len(self.free)) if self.suits(i, piece, idle))
+            nodes = self.fleet.nodes
+            self._orders[key] = sorted(fitting, key=lambda i: (self.free[i], nodes[i].id))
         return self._orders[key]
 
-    def _order(self, piece: Piece, warm: bool, idle: bool) -> list[int]:
-        free, need = self.free, piece.need
-        fitting = [
-            i
-            for i, room in enumerate(free)
-            if self.active[i] and (idle or self.used[i]) and _covers(room, need)
-        ]
-        nodes = self.fleet.nodes
-        if piece.workload.selectors:
-            fitting = [i for i in fitting if fits_labels(nodes[i].labels, piece.workload)]
-        if not warm or not piece.workload.models:
-            return sorted(fitting, key=lambda i: (free[i], nodes[i].id))
-        return sorted(fitting, key=lambda i: (-_held(nodes[i], piece.workload), free[i]))
+    def holders(self, piece: Piece, idle: bool) -> list[int]:
+        """Return those of them that hold weights of the piece, the one with the most first."""
+        key = (piece.alike, piece.workload.models, idle)
+        if key not in self._orders:
+            self._orders[key] = self._holding(piece, idle)
+        return self._orders[key]
+
+    def _holding(self, piece: Piece, idle: bool) -> list[int]:
+        workload, nodes = piece.workload, self.fleet.nodes
+        found = {i for model in workload.models for i in self._holders.get(model.uri, ())}
+        fitting = (i for i in found if self.suits(i, piece, idle))
+        return sorted(fitting, key=lambda i: (-held(nodes[i], workload), self.free[i], nodes[i].id))
+
+    @cached_property
+    def _holders(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for i, node in enumerate(self.fleet.nodes):
+            for uri in node.holds:
+                found.setdefault(uri, []).append(i)
+        return found
+
+    def suits(self, i: int, piece: Piece, idle: bool) -> bool:
+        """Say whether a piece fits on a node as it is now, the most per node aside."""
+        usable = self.active[i] and (idle or self.used[i])
+        return (
+            usable
+            and covers(self.free[i], piece.need)
+            and fits_labels(self.fleet.nodes[i].labels, piece.workload)
+        )
 
 
 @dataclass(slots=True)
@@ -164,29 +181,33 @@ class Attempt:
         return places
 
     def _best(self, piece: Piece, not_on: Sequence[int]) -> int | None:
-        order = self.space.order(piece, self.warm, self.idle)
-        candidates = reversed(order) if self.worst else iter(order)
-        for i in candidates:
+        for i in self._candidates(piece):
             if i in self.room or i == self.without or i in not_on:
                 continue
             if self._may_hold(i, piece):
                 return self._better(piece, not_on, i)
         return self._better(piece, not_on, None)
 
+    def _candidates(self, piece: Piece) -> Iterator[int]:
+        if self.warm:
+            yield from self.space.holders(piece, self.idle)
+        order = self.space.order(piece, self.idle)
+        yield from reversed(order) if self.worst else order
+
     def _better(self, piece: Piece, not_on: Sequence[int], untouched: int | None) -> int | None:
         """Return the best of an untouched node and of those that this attempt has changed."""
         best = untouched
         for i, room in self.room.items():
-            if i in not_on or not _covers(room, piece.need) or not self._may_hold(i, piece):
+            if i in not_on or not covers(room, piece.need) or not self._may_hold(i, piece):
                 continue
             better = best is None or (self._key(i, piece) < self._key(best, piece)) != self.worst
-            if better and _is_allowed(self.space, i, piece, self.idle):
+            if better and self.space.suits(i, piece, self.idle):
                 best = i
         return best
 
     def _key(self, i: int, piece: Piece) -> tuple[int, Vector]:
-        held = _held(self.space.fleet.nodes[i], piece.workload) if self.warm else 0
-        return (-held, self.room.get(i, self.space.free[i]))
+        here = held(self.space.fleet.nodes[i], piece.workload) if self.warm else 0
+        return (-here, self.room.get(i, self.space.free[i]))
 
     def _may_hold(self, i: int, piece: Piece) -> bool:
         most = piece.workload.max_per_node
@@ -203,23 +224,20 @@ class Attempt:
             self.more[key] = self.more.get(key, 0) + 1
 
 
-def _covers(room: Vector, need: Vector) -> bool:
+def covers(room: Vector, need: Vector) -> bool:
+    """Say whether there is room for what is needed; a kind that is not needed may be overdrawn."""
     for have, wanted in zip(room, need, strict=True):  # noqa: SIM110 (all() costs three times as much)
         if have < wanted and wanted > 0:
             return False
     return True
 
 
-def _is_allowed(space: Space, i: int, piece: Piece, idle: bool) -> bool:
-    usable = space.active[i] and (idle or space.used[i])
-    return usable and fits_labels(space.fleet.nodes[i].labels, piece.workload)
-
-
 def _is_apart(workload: Workload) -> bool:
     return len(workload.bundles) > 1 and workload.strategy in ("SPREAD", "STRICT_SPREAD")
 
 
-def _held(node: Node, workload: Workload) -> int:
+def held(node: Node, workload: Workload) -> int:
+    """Return how many bytes of a workload's weights a node has."""
     return sum(min(node.holds.get(model.uri, 0), model.size_bytes) for model in workload.models)
 
 
@@ -237,7 +255,7 @@ def covers_all(totals: Iterable[Vector], bundles: Sequence[Vector]) -> bool:
     """Say whether bundles fit into empty nodes of these sizes, best fit decreasing."""
     room = [list(total) for total in totals]
     for need in sorted(bundles, reverse=True):
-        fitting = [have for have in room if _covers(tuple(have), need)]
+        fitting = [have for have in room if covers(tuple(have), need)]
         if not fitting:
             return False
         best = min(fitting)

@@ -4,12 +4,37 @@ Names are imported when they are asked for: a replica that only loads a model pa
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_WHERE: dict[str, str] = {}
+if TYPE_CHECKING:
+    from weightstream.serve_integration.loading.model import aload_model, load_model
+    from weightstream.serve_integration.loading.phases import Phases
+    from weightstream.serve_integration.loading.prefetching import Prefetch, prefetch
+    from weightstream.serve_integration.loading.reload import Reloadable
+    from weightstream.serve_integration.scaling.options import autoscaling, bounded_queue
+
+_WHERE: dict[str, str] = {
+    "Phases": "weightstream.serve_integration.loading.phases",
+    "Prefetch": "weightstream.serve_integration.loading.prefetching",
+    "Reloadable": "weightstream.serve_integration.loading.reload",
+    "aload_model": "weightstream.serve_integration.loading.model",
+    "autoscaling": "weightstream.serve_integration.scaling.options",
+    "bounded_queue": "weightstream.serve_integration.scaling.options",
+    "load_model": "weightstream.serve_integration.loading.model",
+    "prefetch": "weightstream.serve_integration.loading.prefetching",
+}
 """Public name -> the module that has it; beside it, the same imports for type checkers."""
 
-__all__: list[str] = []
+__all__ = [
+    "Phases",
+    "Prefetch",
+    "Reloadable",
+    "aload_model",
+    "autoscaling",
+    "bounded_queue",
+    "load_model",
+    "prefetch",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,8 +2,16 @@
 
 import typer
 
+from weightstream.cli.base import command
+from weightstream.cli.serve import nodes
+
 app = typer.Typer(no_args_is_help=True, help="Ray Serve: agents, scaling, standby, compaction.")
 
 NODES = "Nodes"
 SCALING = "Scaling"
 COMPACTION = "Compaction"
+
+command(app, NODES)(nodes.up)
+command(app, NODES)(nodes.down)
+command(app, NODES)(nodes.warm)
+command(app, NODES)(nodes.status)

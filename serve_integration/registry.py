@@ -7,7 +7,7 @@ written by another version, or damaged, counts as absent: whoever reads this doe
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeVar
 
 from ray.experimental import internal_kv
@@ -56,8 +56,9 @@ class Agent:
     socket: str
     api: str
     """`host:port`; empty where it has none."""
-    token: str
+    token: str = field(repr=False)
     pid: int
+    """0 where `up` found it, and did not start it."""
 
 
 def note_weights(deployment: Deployment, weights: Iterable[Weights]) -> None:
@@ -106,6 +107,18 @@ def note(key: str, value: object) -> None:
 def recall(key: str) -> object:
     """Return what `note` kept, or None."""
     return _get(f"notes/{key}")
+
+
+def noted(prefix: str) -> dict[str, object]:
+    """Return what `note` kept under keys that begin so, by key."""
+    keys = internal_kv._internal_kv_list(f"notes/{prefix}", namespace=_NAMESPACE)
+    found = {key.decode(): _get(key.decode()) for key in keys}
+    return {key.removeprefix("notes/"): value for key, value in found.items()}
+
+
+def drop(key: str) -> None:
+    """Forget what `note` kept."""
+    internal_kv._internal_kv_del(f"notes/{key}", namespace=_NAMESPACE)
 
 
 def _name(kind: str, deployment: Deployment) -> str:

@@ -1,0 +1,1 @@
+"""Small applications, one of each kind: `serve run examples.plain:app`."""

@@ -1,0 +1,110 @@
+"""What the thread of a prefetch does: bytes into host memory, or staged to a CUDA device.
+
+For the host nothing waits for torch before the transfer runs. For CUDA torch has to be there first,
+because bytes go to the device as they arrive and are never held on the host as a whole.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from weightstream.loader.gather import Gathered, find_weights, gather
+from weightstream.loader.options import Device, cast, check_device, check_dtype
+from weightstream.loader.report import LoadReport, Stopwatch
+from weightstream.loader.resolve import Resolved
+from weightstream.loader.session import Session
+from weightstream.loader.streamed import Request
+from weightstream.loader.whole import in_one_version, load_whole, to_tensors
+from weightstream.serve_integration.loading.residency import mostly_resident
+from weightstream.serve_integration.loading.wish import Wish
+from weightstream.settings import load_settings
+
+if TYPE_CHECKING:
+    import torch
+
+_NVIDIA = Path("/dev/nvidiactl")
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A model's bytes in this process, and what it took; the tensors are made when joined."""
+
+    content: "Gathered | dict[str, torch.Tensor]"
+    report: LoadReport
+    begun_at: float
+    """Unix time at which the report's clock began."""
+    in_memory: bool
+    """What was mapped was in the page cache."""
+
+    def tensors(
+        self, device: "torch.device", dtype: "torch.dtype | None"
+    ) -> "dict[str, torch.Tensor]":
+        """Return the state dict on a device; floating tensors in `dtype`."""
+        if isinstance(self.content, Gathered):
+            return to_tensors(self.content, Request(device, dtype))
+        return {name: cast(tensor.to(device), dtype) for name, tensor in self.content.items()}
+
+
+def fetch(wish: Wish, attach: Callable[[Session], None]) -> Fetched:
+    """Fetch what is wished; `attach` gets the session, by which the fetch can be cancelled."""
+    with Session(wish.uri, wish.settings or load_settings(), wish.storage_options) as session:
+        attach(session)
+        begun_at, watch = time.time(), Stopwatch(session.uri)
+        if wants_cuda(wish.device):
+            return _fetch_cuda(session, wish, watch, begun_at)
+        return _fetch_host(session, watch, begun_at)
+
+
+def _fetch_host(session: Session, watch: Stopwatch, begun_at: float) -> Fetched:
+    in_memory = False
+
+    def work(resolved: Resolved) -> Gathered:
+        nonlocal in_memory
+        watch.resolve_s = watch.now_s()
+        weights = find_weights(session, resolved, None)
+        in_memory = mostly_resident(weights.memories.values())
+        return gather(session, weights, None, watch)
+
+    gathered = in_one_version(session, work)
+    return Fetched(gathered, watch.report(len(gathered.plan.places)), begun_at, in_memory)
+
+
+def _fetch_cuda(session: Session, wish: Wish, watch: Stopwatch, begun_at: float) -> Fetched:
+    request = Request(default_device(wish.device), check_dtype(wish.dtype), bounded=False)
+    loaded = load_whole(session, request, watch)
+    return Fetched(loaded.tensors, loaded.report, begun_at, in_memory=False)
+
+
+def wants_cuda(device: Device | None) -> bool:
+    """Say, without torch where that can be, whether tensors go to a CUDA device."""
+    if device is not None:
+        return isinstance(device, int) or str(device).startswith("cuda")
+    assigned = _gpus_assigned()
+    if assigned is not None:
+        return assigned
+    return _NVIDIA.exists() and default_device(None).type == "cuda"
+
+
+def default_device(device: Device | None) -> "torch.device":
+    """Return the device that is meant: a GPU where Ray assigned one, or where there is one."""
+    if device is not None:
+        return check_device(device)
+    import torch
+
+    assigned = _gpus_assigned()
+    wanted = torch.cuda.is_available() if assigned is None else assigned
+    return check_device("cuda" if wanted else "cpu")
+
+
+def _gpus_assigned() -> bool | None:
+    """Say whether Ray gave this worker a GPU, or a part of one; None outside of a worker."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return None
+    context = ray.get_runtime_context()
+    if context.worker.mode != ray.WORKER_MODE:
+        return None
+    return bool(context.get_accelerator_ids().get("GPU"))

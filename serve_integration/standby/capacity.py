@@ -158,9 +158,14 @@ class Holder:
         """Refresh until the event is set, then let go; tell of every change."""
         last: Holding | None = None
         while not ended.is_set():
-            if (found := self.refresh()) != last:
-                told(found)
-            last = found
+            try:
+                if (found := self.refresh()) != last:
+                    told(found)
+                last = found
+            except ClusterError as error:
+                if not error.transient:
+                    raise
+                log.warning("%s; asking again", error)
             ended.wait(interval_s)
         self.release()
 
@@ -210,7 +215,8 @@ def rooms_now(gcs: Any) -> list[Room]:
     try:
         states = get_cluster_resource_state(gcs).node_states
     except ray.exceptions.RayError as error:
-        raise ClusterError(f"Ray does not say what its nodes have: {error}") from error
+        text = f"Ray does not say what its nodes have: {error}"
+        raise ClusterError(text, transient=True) from error
     return [
         Room(one.node_id.hex(), dict(one.total_resources), dict(one.available_resources))
         for one in states

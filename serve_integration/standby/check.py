@@ -88,7 +88,8 @@ def deployments() -> Deployments:
     try:
         details = ray.get(client._controller.get_serve_instance_details.remote(), timeout=_ASK_S)
     except ray.exceptions.RayError as error:
-        raise ClusterError(f"Serve's controller does not answer: {_line(error)}") from error
+        text = f"Serve's controller does not answer: {_line(error)}"
+        raise ClusterError(text, transient=True) from error
     return sort_out(details)
 
 

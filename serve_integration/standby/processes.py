@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 from weightstream.errors import ClusterError
 from weightstream.log import get_logger
+from weightstream.serve_integration.standby.check import deployments
 from weightstream.serve_integration.standby.raylets import Node, Raylets, Worker
 
 KEEP_ALIVE_S = 600
 _FILL_INTERVAL_S = 0.2
+_CHECK_INTERVAL_S = 10.0
 _REPORT_TIMEOUT_S = 60.0
 """Ray gives a process up that has not reported within 60 s (`worker_register_timeout_seconds`)."""
 
@@ -100,6 +102,7 @@ class Keeper:
         self._wanted, self._keep_alive_s = wanted, keep_alive_s
         self._raylets = Raylets()
         self._pools: dict[str, Pool] = {}
+        self._off = False
 
     def refill(self) -> list[Standby]:
         """Look at every node and start what is missing; raises ClusterError when Ray refuses."""
@@ -119,13 +122,21 @@ class Keeper:
         return [self._standby(node.id, idle, problems) for node in nodes]
 
     def run(self, ended: threading.Event, interval_s: float = 1.0) -> None:
-        """Refill until the event is set, or until Ray refuses: then say so once and stop."""
+        """Refill until the event is set, or until Ray refuses: then say so once and stop.
+
+        Nothing is started while every deployment of Serve has a runtime environment of its own.
+        """
+        check_at_s = 0.0
         while not ended.is_set():
             try:
+                if time.monotonic() >= check_at_s:
+                    self._turn_off_or_on(deployments().all_fresh)
+                    check_at_s = time.monotonic() + _CHECK_INTERVAL_S
                 self.refill()
             except ClusterError as error:
                 log.warning("%s", error)
-                return
+                if not error.transient:
+                    return
             ended.wait(interval_s)
 
     def close(self) -> None:
@@ -138,8 +149,13 @@ class Keeper:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _turn_off_or_on(self, off: bool) -> None:
+        if off and not self._off:
+            log.warning("no deployment can use processes that wait: each has a runtime_env")
+        self._off = off
+
     def _missing(self, pool: Pool, idle: dict[str, int], node: Node) -> int:
-        if node.id not in idle:  # it did not answer
+        if self._off or node.id not in idle:  # it did not answer
             return 0
         return missing(self._wanted, idle[node.id], len(pool.asked_at_s), node.cpus)
 

@@ -57,11 +57,18 @@ class Raylets:
             raise _gone(error) from error
 
     def nodes(self) -> list[Node]:
-        """Return the nodes with CPUs or GPUs, those that are being drained left out."""
-        leaving = self._gcs.get_draining_nodes(timeout=ANSWER_TIMEOUT_S)
+        """Return the nodes with CPUs or GPUs, those that are being drained left out.
+
+        Raises ClusterError, a transient one, when the head does not answer.
+        """
+        try:
+            leaving = self._gcs.get_draining_nodes(timeout=ANSWER_TIMEOUT_S)
+            known = ray.nodes()
+        except ray.exceptions.RayError as error:
+            raise ClusterError(f"Ray does not name its nodes: {error}", transient=True) from error
         return [
             _node(one)
-            for one in ray.nodes()
+            for one in known
             if one["Alive"] and one["NodeID"] not in leaving and _takes_replicas(one["Resources"])
         ]
 

@@ -150,6 +150,10 @@ class ClusterError(WeightstreamError):
 
     exit_code = 8
 
+    def __init__(self, message: str, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
 
 class LoadCancelled(WeightstreamError):
     """The caller closed the load while it ran."""

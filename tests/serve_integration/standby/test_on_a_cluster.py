@@ -2,18 +2,22 @@
 
 import json
 import os
+import subprocess
 import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
+from tests.conftest import LogWatch
 from tests.kit.ray_cluster import NodeSpec, RayCluster, wait_until
+from tests.kit.s3 import free_port
 
 from weightstream.serve_integration.standby import check
 from weightstream.serve_integration.standby.processes import Keeper, fill
-from weightstream.serve_integration.standby.raylets import Raylets
+from weightstream.serve_integration.standby.raylets import Node, Raylets
 
 pytestmark = pytest.mark.ray
 MODULES = "json,ray.serve._private.replica"  # torch would be two seconds per process
@@ -142,3 +146,72 @@ def test_the_probe_names_what_a_node_does_not_import(cluster: RayCluster) -> Non
     assert "torch" in probe.missing
     assert "ray.serve._private.replica" not in probe.missing
     assert probe.resident_bytes > probe.private_bytes > 1 << 20
+
+
+def test_a_ray_without_the_call_turns_it_off_with_one_line(
+    cluster: RayCluster, expect_log: LogWatch
+) -> None:
+    expect_log("Ray .* lacks what starts processes ahead .*GetNodeStats.*; it is off, all else")
+    with Keeper(1) as keeper:
+        keeper._raylets._stub = lambda channel: object()
+        keeper.run(threading.Event())
+    assert len(expect_log.messages()) == 1
+
+
+def test_a_node_that_does_not_answer_is_named_and_the_others_are_filled(
+    cluster: RayCluster,
+) -> None:
+    gone = Node("f" * 56, f"127.0.0.1:{free_port()}", 1)
+    with Raylets() as raylets:
+        answers = raylets.workers([gone, *raylets.nodes()])
+        assert answers.pop(gone.id) == "UNAVAILABLE"
+        assert all(isinstance(answer, list) for answer in answers.values())
+
+
+def test_it_is_off_while_every_deployment_has_an_environment(
+    cluster: RayCluster, expect_log: LogWatch
+) -> None:
+    expect_log("no deployment can use processes that wait")
+    deploy(cluster, "apart", runtime_env={"env_vars": {"COLOUR": "red"}})
+    before = untouched(cluster)
+    ended = threading.Event()
+    with Keeper(len(before) + 2) as keeper:
+        loop = threading.Thread(target=keeper.run, args=(ended, 0.1), name="pytest-keeper")
+        loop.start()
+        wait_until(lambda: expect_log.messages("no deployment can use"), "it says so")
+        ended.set()
+        loop.join(60)
+        assert keeper.refill()[0].starting == 0
+    delete("apart")
+    assert untouched(cluster) == before
+
+
+def test_the_command_fills_and_shows(cluster: RayCluster) -> None:
+    line = ["serve", "standby", "--processes", "2", "--address", cluster.address, "--json"]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "weightstream.cli", *line],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    report = json.loads(done.stdout)
+    assert [node["idle"] for node in report["nodes"]] == [2]
+    assert "start Ray there like this" in done.stderr
+    assert len(untouched(cluster)) == 2
+
+
+def test_a_cluster_that_asks_for_a_token_is_filled_with_it() -> None:
+    """In a process of its own, for Ray reads the mode of authentication once."""
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-the-tests-that-opens-nothing"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "tests.serve_integration.standby.with_token"],
+        env=os.environ | token,
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "idle 1\nrefused the raylet at" in done.stdout

@@ -8,11 +8,12 @@
     5    bytes that do not match their hash or checksum
     6    the store cannot be used
     7    a mount: cannot be made, is busy or does not answer
+    8    the Ray cluster does not answer, or refuses
     70   a bug in weightstream; WEIGHTSTREAM_LOG_LEVEL=DEBUG shows the traceback
     130  cancelled (Ctrl-C)
     141  the reader of stdout went away (as a SIGPIPE would say it)
 
-The numbers 2 to 7 and 130 are those of the error classes in `weightstream.errors`.
+The numbers 2 to 8 and 130 are those of the error classes in `weightstream.errors`.
 """
 
 import json

@@ -98,9 +98,11 @@ class Keeper:
     Two would both fill up what is used, and may leave twice as many as wanted, never more.
     """
 
-    def __init__(self, wanted: int, keep_alive_s: int = KEEP_ALIVE_S) -> None:
+    def __init__(
+        self, wanted: int, keep_alive_s: int = KEEP_ALIVE_S, raylets: Raylets | None = None
+    ) -> None:
         self._wanted, self._keep_alive_s = wanted, keep_alive_s
-        self._raylets = Raylets()
+        self._raylets = Raylets() if raylets is None else raylets
         self._pools: dict[str, Pool] = {}
         self._off = False
 

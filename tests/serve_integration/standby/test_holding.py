@@ -1,6 +1,11 @@
 """Room that Ray's own autoscaler holds, and gives back."""
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import ray
@@ -17,12 +22,12 @@ ONE_CPU = {"CPU": 1.0}
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
+def cluster() -> Iterator[str]:
     patch = pytest.MonkeyPatch()
     patch.setenv("RAY_AUTH_MODE", "disabled")
     patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    with patch.context(), autoscaling_cluster():
-        yield
+    with autoscaling_cluster() as address:
+        yield address
     patch.undo()
 
 
@@ -43,7 +48,7 @@ class Busy:
         return True
 
 
-def test_room_is_held_beside_what_runs_and_given_back(cluster: None, expect_log: LogWatch) -> None:
+def test_room_is_held_beside_what_runs_and_given_back(cluster: str, expect_log: LogWatch) -> None:
     holder = Holder(Step(ONE_CPU, size=2), parse("1"))
     found = until(holder, "a node with room for one step of two", lambda one: one.room == NODE_CPUS)
     assert len(found.nodes) == 1
@@ -63,7 +68,7 @@ def test_room_is_held_beside_what_runs_and_given_back(cluster: None, expect_log:
     until(nothing, "every node is given back", lambda one: one.room == 0)
 
 
-def test_what_somebody_else_holds_is_not_let_go(cluster: None) -> None:
+def test_what_somebody_else_holds_is_not_let_go(cluster: str) -> None:
     from ray.autoscaler.sdk import request_resources
 
     release()
@@ -74,3 +79,48 @@ def test_what_somebody_else_holds_is_not_let_go(cluster: None) -> None:
     release()
     assert holder.refresh().asked == 1
     holder.release()
+
+
+def held() -> int:
+    """Return how many bundles the cluster is asked to hold."""
+    from ray.autoscaler.v2.sdk import get_cluster_resource_state
+
+    state = get_cluster_resource_state(gcs_client())
+    found = [one for each in state.cluster_resource_constraints for one in each.resource_requests]
+    return sum(one.count for one in found)
+
+
+def gcs_client() -> Any:
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    return GcsClient(address=ray.get_runtime_context().gcs_address)
+
+
+def test_the_command_holds_while_it_watches(cluster: str) -> None:
+    line = ["serve", "standby", "--address", cluster, "--steps", "0, 00:00-24:00=1", "--watch"]
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "weightstream.cli", *line, "--replica", "CPU=2"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        try:
+            wait_until(lambda: held() == 1 or running.poll() is not None, "one bundle is held")
+            running.send_signal(signal.SIGTERM)
+            _, said = running.communicate(timeout=60)
+        finally:
+            running.kill()
+    assert running.returncode == 0, said
+    assert "asked for: 1\n" in said
+    assert held() == 0
+
+
+def test_the_command_refuses_what_is_wrong_before_it_connects() -> None:
+    from weightstream.cli import main
+
+    assert main(["serve", "standby", "--release", "--steps", "1"]) == 2
+    assert main(["serve", "standby", "--model", "s3://models/llama"]) == 2
+    assert main(["serve", "standby", "--steps", "often"]) == 2
+    assert main(["serve", "standby", "--steps", "1", "--replica", "GPU"]) == 2

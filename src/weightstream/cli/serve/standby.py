@@ -14,9 +14,10 @@ from weightstream.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from weightstream.serve_integration.standby.capacity import Holder, Holding
+    from weightstream.serve_integration.standby.capacity import Holder, Holding, Step
     from weightstream.serve_integration.standby.check import Deployments, Probe
     from weightstream.serve_integration.standby.processes import Standby
+    from weightstream.serve_integration.standby.schedule import Window
 
 PROCESSES = "Processes that wait"
 CAPACITY = "Nodes that wait"
@@ -82,11 +83,12 @@ def standby(
         raise UsageError("--release lets go of what --steps would hold: give one of them")
     if model and not (steps and watch):
         raise UsageError("--model brings weights to nodes as they join: give --steps and --watch")
+    plan = _plan(steps, step_size, replica) if steps else None
     with connected(address):
         if release:
             _release(cli)
             return
-        holder = _holder(steps, step_size, replica, model or [])
+        holder = None if plan is None else _holder(plan, model or [])
         _show(cli, processes)
         if holder is not None and not watch:
             _say(cli, holder.refresh())
@@ -144,13 +146,17 @@ def _row(node: "Standby", probe: "Probe") -> list[str]:
     return [node.node_id[:12], str(node.idle), str(node.starting), node.problem or lacking, mib]
 
 
-def _holder(steps: str, step_size: int, replica: str, models: list[str]) -> "Holder | None":
-    from weightstream.serve_integration.standby.capacity import Holder, Step, parse_bundle
+def _plan(steps: str, step_size: int, replica: str) -> "tuple[Step, tuple[Window, ...]]":
+    from weightstream.serve_integration.standby.capacity import Step, parse_bundle
     from weightstream.serve_integration.standby.schedule import parse
 
-    if not steps:
-        return None
-    return Holder(Step(parse_bundle(replica), step_size), parse(steps), models)
+    return Step(parse_bundle(replica), step_size), parse(steps)
+
+
+def _holder(plan: "tuple[Step, tuple[Window, ...]]", models: list[str]) -> "Holder":
+    from weightstream.serve_integration.standby.capacity import Holder
+
+    return Holder(*plan, models)
 
 
 def _release(cli: Cli) -> None:
@@ -161,8 +167,8 @@ def _release(cli: Cli) -> None:
 
 
 def _say(cli: Cli, found: "Holding") -> None:
-    fewer = "" if found.asked == found.wanted else f" of {found.wanted}: no more can be had"
-    cli.note(f"room for {found.asked}{fewer} replicas is held; there is room for {found.room} now")
+    fewer = "" if found.asked == found.wanted else f" of {found.wanted}, no more can be had"
+    cli.note(f"replicas with room: {found.room} now; asked for: {found.asked}{fewer}")
 
 
 def _watch(cli: Cli, processes: int, holder: "Holder | None") -> None:

@@ -8,6 +8,11 @@ from weightstream.p2p.exchange.flights import Flight
 
 _STUCK_S = 3.0
 """A peer that waits itself, and gets nothing at all meanwhile, is not waited for."""
+_JUDGED_S, _LONGEST_S = 5.0, 60.0
+_FAULT_JUDGED_S, _FAULT_LONGEST_S = 2.0, 30.0
+"""After so much sending a chunk that would take so long in all is asked of somebody else. Readers
+see a peer's bytes when all are there, and give up after a minute (`deadline_s`). There need be
+nobody to compare with: where one node after the other came, each asks one only."""
 
 
 class HurryError(PeerError):
@@ -33,11 +38,13 @@ class FlightSink:
         self._node = node
         self._slow = slow
         self._look_s = time.monotonic() + 1.0
+        self._first_s = 0.0
         self._progress = -1
         self._until_s = time.monotonic() + _STUCK_S
 
     def advance(self, count: int) -> None:
         """See `Sink`."""
+        self._first_s = self._first_s or time.monotonic()
         self._flight.advance(count)
         self._look()
 
@@ -62,3 +69,13 @@ class FlightSink:
             self._look_s = now_s + 0.25
             if self._node in self._slow():
                 raise SlowError(f"peer {self._node} gives far less than the others")
+            if self._is_hopeless(now_s - self._first_s):
+                raise SlowError(f"peer {self._node} would not be done in time")
+
+    def _is_hopeless(self, sending_s: float) -> bool:
+        judged_s, longest_s = _JUDGED_S, _LONGEST_S
+        if self._flight.urgent:  # it goes before bulk everywhere
+            judged_s, longest_s = _FAULT_JUDGED_S, _FAULT_LONGEST_S
+        if not self._first_s or sending_s < judged_s:
+            return False
+        return sending_s * len(self._flight.extent) > longest_s * self._flight.position

@@ -3,87 +3,33 @@
 import os
 import socket
 import ssl
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.kit.agents import Node, make_nodes, wait_acquainted
 from tests.kit.models import random_bytes
-from tests.kit.processes import Child
 from tests.kit.proxy import FaultProxy
-from tests.kit.s3 import S3Server, client_env, free_port
-
-from weightstream.cachefs.store import Store
-from weightstream.settings import load_settings
+from tests.kit.s3 import S3Server, client_env
 
 MIB = 1 << 20
 COUNT = 4
-
-
-@dataclass
-class Node:
-    """One node: its agent and what commands on it run with."""
-
-    env: dict[str, str]
-    store: Path
-    agent: Child
-
-    def prefetch(self, uri: str) -> Child:
-        return Child(
-            [sys.executable, "-m", "weightstream.cli", "prefetch", uri, "--json"], self.env
-        )
-
-    def data(self, uri: str) -> bytes:
-        settings = load_settings({"store": self.store})
-        with Store.open(settings) as store:
-            (info,) = [info for info in store.blobs() if info.blob.uri == uri]
-            with store.open_blob(info.blob) as stored:
-                assert stored.complete
-                return bytes(stored.map()[:])
+ALLOW = ("--allow", "s3://models")
 
 
 @pytest.fixture
 def nodes(s3: S3Server, proxy: FaultProxy, tmp_path: Path) -> Iterator[list[Node]]:
     """Start four agents that know each other by a list of addresses."""
-    secret = tmp_path / "secret"
-    secret.write_text("a secret of the whole cluster")
-    secret.chmod(0o600)
-    ports = [free_port() for _ in range(COUNT)]
-    made = []
-    for i, port in enumerate(ports):
-        env = os.environ | client_env(proxy.url) | {
-            "WEIGHTSTREAM_STORE": str(tmp_path / f"store{i}"),
-            "WEIGHTSTREAM_STORE_MIN_FREE_BYTES": "0",
-            "WEIGHTSTREAM_CHUNK_SIZE": "1MiB",
-            "WEIGHTSTREAM_RUN_DIRECTORY": str(tmp_path / f"run{i}"),
-            "WEIGHTSTREAM_PEERS": ",".join(f"127.0.0.1:{one}" for one in ports),
-            "WEIGHTSTREAM_PEER_LISTEN": f"127.0.0.1:{port}",
-            "WEIGHTSTREAM_CLUSTER_SECRET_FILE": str(secret),
-        }  # fmt: skip
-        made.append(Node(env, tmp_path / f"store{i}", start_agent(env)))
+    made = make_nodes(COUNT, tmp_path, os.environ | client_env(proxy.url))
     try:
         for node in made:
-            wait_ready(node.agent)
-        time.sleep(2.5)  # two rounds of hellos
+            node.start(*ALLOW)
+        wait_acquainted(made)
         yield made
     finally:
         for node in made:
-            node.agent.__exit__(None, None, None)
-
-
-def start_agent(env: dict[str, str]) -> Child:
-    command = [sys.executable, "-m", "weightstream.cli", "agent", "--allow", "s3://models"]
-    return Child(command, env)
-
-
-def wait_ready(agent: Child) -> None:
-    def said() -> str:
-        agent._err.seek(0)
-        return agent._err.read().decode()
-
-    agent.wait_for(lambda: "is ready in" in said())
+            node.end()
 
 
 def test_four_nodes_prefetch_a_model_that_the_origin_sends_once(
@@ -118,13 +64,12 @@ def test_any_one_may_be_killed_in_turn_while_the_others_go_on(
                 assert outcome.returncode == 0, outcome.stderr
         uri = f"s3://models/{name}/model.safetensors"
         assert all(node.data(uri) == data for node in others)
-        victim.agent.__exit__(None, None, None)
-        victim.agent = start_agent(victim.env)
-        wait_ready(victim.agent)
+        victim.start(*ALLOW)
+        wait_acquainted(nodes)
 
 
 def test_who_has_not_the_secret_is_refused(nodes: list[Node]) -> None:
-    port = int(nodes[0].env["WEIGHTSTREAM_PEER_LISTEN"].rsplit(":", 1)[1])
+    port = int(nodes[0].address.rsplit(":", 1)[1])
     assert asked_without_secret(port, tls=False) == b""
     assert asked_without_secret(port, tls=True) == b""
 

@@ -1,8 +1,5 @@
 """An agent in a process of its own, in front of a model on a real S3 server."""
 
-import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,45 +7,9 @@ from pathlib import Path
 import pytest
 from tests.conftest import SettingsFactory
 from tests.e2e.conftest import Scene, scene
-from tests.kit.processes import Child
-from tests.kit.s3 import SECRET_KEY
+from tests.kit.agents import AgentProcess
 
-__all__ = ["scene"]
-
-
-class AgentProcess:
-    """`weightstream agent`; a context manager."""
-
-    def __init__(self, env: dict[str, str], *arguments: str) -> None:
-        command = [sys.executable, "-m", "weightstream.cli", "agent", *arguments]
-        self.child = Child(command, env)
-        self.pid = self.child.pid
-
-    def wait_ready(self) -> "AgentProcess":
-        self.child.wait_for(lambda: "is ready in" in self.said())
-        return self
-
-    def said(self) -> str:
-        self.child._err.seek(0)
-        return self.child._err.read().decode()
-
-    def kill(self) -> None:
-        """Kill -9."""
-        self.child.kill()
-
-    def terminate(self) -> int:
-        """SIGTERM; return the exit code."""
-        os.kill(self.pid, signal.SIGTERM)
-        outcome = self.child.result(10)
-        assert "Traceback" not in outcome.stderr, outcome.stderr
-        assert SECRET_KEY not in outcome.stderr + outcome.stdout
-        return outcome.returncode
-
-    def __enter__(self) -> "AgentProcess":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.child.__exit__(None, None, None)
+__all__ = ["AgentProcess", "scene"]
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ class Streamed(_Answering):
 
     def __init__(self, uri: str) -> None:
         from weightstream.bench.serve.model import build
-        from weightstream.serve import load_model
+        from weightstream.serve_integration import load_model
 
         began_s = time.monotonic()
         self.model = load_model(build, uri)
@@ -76,7 +76,7 @@ class Serving:
 
     def __init__(self, uri: str) -> None:
         from weightstream.bench.serve.model import build
-        from weightstream.serve import load_model
+        from weightstream.serve_integration import load_model
 
         self.model = load_model(build, uri)
 

@@ -8,6 +8,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from weightstream.serve_integration.compaction.fleet import (
     Fleet,
@@ -28,7 +29,7 @@ def _workload(name: str, gpus: float) -> Workload:
 
 
 def _node(name: str, workloads: Iterable[Workload], rnd: random.Random) -> Node:
-    total = {"GPU": _GPUS, "CPU": 96, "memory": 1 << 40, f"node:{name}": 1}
+    total: dict[str, float] = {"GPU": _GPUS, "CPU": 96, "memory": 1 << 40, f"node:{name}": 1}
     replicas = tuple(Replica(f"{name}.{i}", one) for i, one in enumerate(workloads))
     free = dict(total)
     for replica in replicas:
@@ -72,7 +73,7 @@ def main() -> None:
     rnd = random.Random(1)
     for name, fleet in (("loose", _loose(rnd)), ("full", _full(rnd)), ("varied", _varied(rnd))):
         for verb, work in (("choose", choose), ("explain", explain)):
-            taken = _milliseconds(lambda work=work, fleet=fleet: work(fleet, Limits()))
+            taken = _milliseconds(partial(work, fleet, Limits()))
             median, longest = statistics.median(taken), max(taken)
             print(f"{name:7} {verb:8} median {median:7.1f} ms   longest {longest:7.1f} ms")
 

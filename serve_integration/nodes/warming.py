@@ -21,6 +21,7 @@ from weightstream.serve_integration.registry import Agent, Deployment
 
 log = get_logger(__name__)
 
+_NO_API = "its agent serves no API over TCP: start it with --api"
 _AT_ONCE = 64  # nodes; each costs a thread that mostly sleeps
 
 State = Literal["waiting", "warming", "warm", "skipped", "failed", "cancelled"]
@@ -134,7 +135,7 @@ class Warming:
     def _warm_one(self, agent: Agent, uris: Sequence[str]) -> None:
         node_id = agent.node_id
         if not agent.api:
-            return self._set(node_id, state="skipped", reason="its agent serves no API over TCP")
+            return self._set(node_id, state="skipped", reason=_NO_API)
         self._set(node_id, state="warming")
         try:
             for uri in uris:

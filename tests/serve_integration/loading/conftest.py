@@ -11,7 +11,7 @@ from tests.kit.s3 import S3Server
 MODELS = "s3://models/shift"
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def cluster(s3: S3Server) -> Iterator[RayCluster]:
     for key in range(26):
         s3.put(f"models/shift/{key}/model.safetensors", save(shift.weights(key)))

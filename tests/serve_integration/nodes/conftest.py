@@ -20,7 +20,7 @@ SETTINGS = {"chunk_size": "1MiB", "store_min_free_bytes": "0"}
 
 
 class LastingProxy(FaultProxy):
-    """A proxy for a whole module: its threads outlive the tests that begin them."""
+    """A proxy for a whole module of tests: its threads outlive the tests that begin them."""
 
     def _spawn(self, target: Callable[..., None], *args: object) -> None:
         thread = threading.Thread(target=target, args=args, daemon=True, name="pytest-proxy")
@@ -30,7 +30,7 @@ class LastingProxy(FaultProxy):
 
 @pytest.fixture(scope="module")
 def origin(s3: S3Server) -> Iterator[FaultProxy]:
-    """What all nodes of the module's cluster read through."""
+    """What all nodes of the cluster read through."""
     with LastingProxy(s3.address) as running:
         yield running
 
@@ -77,7 +77,8 @@ def eventually(happened: Callable[[], object], timeout_s: float = 60.0) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    with suppress(ProcessLookupError):
-        os.kill(pid, 0)
-        return True
+    """Say whether a process runs; one that init has not buried yet does not."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state not in "ZX"
     return False

@@ -23,6 +23,7 @@ def autoscaling(
     headroom: int = 0,
     scale_down_after_s: float = 60.0,
     idle_after_s: float = 300.0,
+    calm_s: float = 10.0,
     growth: float | None = None,
     trend_s: float = 30.0,
     target_tokens: float | None = None,
@@ -36,8 +37,8 @@ def autoscaling(
     if it is not given. `observe_s` is how often every handle and replica reports to the controller.
     Serve's own delays and factors are off. A wish that cannot be is a `UsageError`.
 
-    A larger size is ordered once two reports agree on it: a handle's first report of a new replica
-    counts its requests as running now, and as queued at the last reading (Ray 2.60).
+    Where requests wait, a larger size is ordered once two reports agree on it: the first one with a
+    new replica counts its requests as running now and as queued at the last reading (Ray 2.60).
     """
     policy = Policy(
         target=target,
@@ -48,6 +49,7 @@ def autoscaling(
         scale_down_after_s=scale_down_after_s,
         idle_after_s=idle_after_s,
         confirm_s=2 * observe_s,
+        calm_s=calm_s,
         growth=growth,
         trend_s=trend_s,
         target_tokens=target_tokens,

@@ -3,8 +3,8 @@
 The load is the number of requests inside: queued and running. By Little's law that is what arrives
 per second times how long one takes, so neither has to be known, and unlike a utilisation it does
 not stop at 100 %. From it follows the size at once, `ceil(concurrency / target)`, up or from zero,
-in one decision. Growing asks for a moment's confirmation, but not from zero; shrinking is patient:
-the largest size of the last `scale_down_after_s` holds.
+in one decision. Growing asks for confirmation, shorter where requests wait and none from zero.
+Shrinking is patient: the largest size of the last `scale_down_after_s` holds.
 
 A replica ordered now helps after `start_s`. Where concurrency has been rising all through the
 window, what it will have risen to by then is ordered now. Three medians of the window's thirds must
@@ -45,7 +45,9 @@ class Policy:
     idle_after_s: float = 300.0
     """Without any request for this long, the last step goes (if `min` is 0)."""
     confirm_s: float = 1.0
-    """A larger size must be wanted for this long, unless nothing is ready yet."""
+    """A larger size must be wanted for this long where requests wait and a replica is ready."""
+    calm_s: float = 10.0
+    """And for this long where less than `target` of them wait: replicas take what is above it."""
     growth: float | None = None
     """At most so many times as many replicas as are ready, if set; one step is always allowed."""
     trend_s: float = 30.0
@@ -77,6 +79,7 @@ class Policy:
                     ("scale_down_after_s", self.scale_down_after_s),
                     ("idle_after_s", self.idle_after_s),
                     ("confirm_s", self.confirm_s),
+                    ("calm_s", self.calm_s),
                     ("trend_s", self.trend_s),
                 )
             ),
@@ -122,8 +125,10 @@ class State:
 
     peaks: tuple[tuple[float, int], ...] = ()
     """(time, size) over `scale_down_after_s`, falling: the first is the largest of them."""
-    lows: tuple[tuple[float, int], ...] = ()
+    urgent: tuple[tuple[float, int], ...] = ()
     """(time, size) over `confirm_s`, rising: the first is the smallest of them."""
+    calm: tuple[tuple[float, int], ...] = ()
+    """The same over `calm_s`."""
     samples: tuple[tuple[float, float], ...] = ()
     """(time, concurrency), some of them, over the window of the trend."""
     busy_s: float | None = None
@@ -150,8 +155,8 @@ def decide(seen: Observed, policy: Policy, state: State) -> tuple[Decision, Stat
     need = _need(seen, seen.concurrency, policy)
     ahead = _need(seen, _expected(seen, policy, samples), policy)
     wanted = _bounded(_capped(_sized(max(need, ahead), policy), seen, policy), policy)
-    lows = _slid(state.lows, seen.now_s, wanted, policy.confirm_s, operator.lt)
-    size = wanted if seen.ready == 0 else min(wanted, max(lows[0][1], seen.ordered))
+    urgent, calm = _lows(seen, wanted, policy, state)
+    size = min(wanted, max(urgent[0][1], calm[0][1], seen.ordered if seen.ready else wanted))
     # Where nothing is remembered (the controller has restarted), what was ordered counts as needed.
     peak = max(size, seen.ordered) if first else size
     peaks = _slid(state.peaks, seen.now_s, peak, policy.scale_down_after_s, operator.gt)
@@ -159,7 +164,7 @@ def decide(seen: Observed, policy: Policy, state: State) -> tuple[Decision, Stat
     busy_s = seen.now_s if busy else state.busy_s
     awake = busy_s is not None and seen.now_s - busy_s < policy.idle_after_s
     replicas = _bounded(max(peaks[0][1], policy.step if awake else 0), policy)
-    return Decision(replicas, need, ahead, size), State(peaks, lows, samples, busy_s)
+    return Decision(replicas, need, ahead, size), State(peaks, urgent, calm, samples, busy_s)
 
 
 def _need(seen: Observed, concurrency: float, policy: Policy) -> int:
@@ -211,6 +216,18 @@ def _sized(need: int, policy: Policy) -> int:
     """Return a need in whole steps, with the headroom if there is any need."""
     steps = -(-need // policy.step)
     return (steps + policy.headroom) * policy.step if steps else 0
+
+
+def _lows(
+    seen: Observed, wanted: int, policy: Policy, state: State
+) -> tuple[tuple[tuple[float, int], ...], tuple[tuple[float, int], ...]]:
+    """Return the least that was wanted of late: while requests wait, and all through."""
+    waits = seen.queued >= policy.target
+    pressing = wanted if waits else min(wanted, seen.ordered)
+    return (
+        _slid(state.urgent, seen.now_s, pressing, policy.confirm_s, operator.lt),
+        _slid(state.calm, seen.now_s, wanted, policy.calm_s, operator.lt),
+    )
 
 
 def _slid(

@@ -19,7 +19,7 @@ from weightstream.serve_integration.scaling.policy import (
     decide,
 )
 
-SIMPLE = Policy(target=2, min=0, max=100, trend_s=0, confirm_s=0)
+SIMPLE = Policy(target=2, min=0, max=100, trend_s=0, confirm_s=0, calm_s=0)
 
 
 def seen(now_s: float = 0.0, running: float = 0.0, queued: float = 0.0, **more: Any) -> Observed:
@@ -105,28 +105,33 @@ class TestPatience:
 
 
 class TestConfirmation:
-    SURE = replace(SIMPLE, confirm_s=1.0)
+    SURE = replace(SIMPLE, confirm_s=1.0, calm_s=10.0)
 
-    def asked(self, *times: tuple[float, float, int]) -> list[int]:
-        """Decide on (time, running, ready); return the sizes."""
-        state, ordered, decided = State(), 0, []
-        for now_s, running, ready in times:
-            now = seen(now_s, running, ready=ready, ordered=ordered)
+    def asked(self, *times: tuple[float, float, float], ready: int = 2) -> list[int]:
+        """Decide on (time, running, queued), after ten seconds of little; return the sizes."""
+        state, ordered, decided = State(), ready, []
+        before = [(now_s, 4.0, 0.0) for now_s in (-20.0, -10.0, -5.0, -0.05)]
+        for now_s, running, queued in (*before, *times):
+            now = seen(now_s, running, queued, ready=ready, ordered=ordered)
             decision, state = decide(now, self.SURE, state)
             ordered = decision.replicas
             decided.append(ordered)
-        return decided
+        return decided[len(before) :]
 
-    def test_is_asked_of_a_larger_size(self) -> None:
-        first = [(now_s, 4.0, 2) for now_s in (0, 1, 2)]
-        assert self.asked(*first, (2.1, 40, 2), (2.9, 40, 2), (3.2, 40, 2)) == [2] * 5 + [20]
+    def test_of_a_queue_takes_a_moment(self) -> None:
+        assert self.asked((0, 8, 32), (0.9, 8, 32), (1.2, 8, 32)) == [2, 2, 20]
+
+    def test_of_what_the_replicas_still_take_takes_longer(self) -> None:
+        assert self.asked((0, 8, 1), (5, 8, 1), (9.9, 8, 1), (10.1, 8, 1)) == [2, 2, 2, 5]
 
     def test_fails_where_it_was_a_single_sample(self) -> None:
-        first = [(now_s, 4.0, 2) for now_s in (0, 1, 2)]
-        assert self.asked(*first, (2.1, 40, 2), (2.9, 4, 2), (3.2, 4, 2)) == [2] * 6
+        assert self.asked((0, 8, 32), (0.9, 4, 0), (1.2, 4, 0)) == [2, 2, 2]
+
+    def test_is_of_the_least_that_was_wanted_meanwhile(self) -> None:
+        assert self.asked((0, 8, 12), (0.9, 8, 32), (1.0, 8, 32)) == [2, 2, 10]
 
     def test_is_not_asked_while_nothing_is_ready(self) -> None:
-        assert self.asked((0, 0, 0), (0.1, 2, 0), (0.2, 40, 0)) == [0, 1, 20]
+        assert self.asked((0, 0, 2), (0.1, 0, 8), (0.2, 0, 40), ready=0)[-1] == 20
 
 
 class TestGrowth:
@@ -224,6 +229,7 @@ policies = st.builds(
     idle_after_s=st.floats(0, 200),
     growth=st.none() | st.floats(1.1, 4),
     confirm_s=st.sampled_from([0.0, 1.0, 10.0]),
+    calm_s=st.sampled_from([0.0, 1.0, 20.0]),
     trend_s=st.sampled_from([0.0, 10.0, 30.0]),
 )
 loads = st.lists(

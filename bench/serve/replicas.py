@@ -43,20 +43,20 @@ def main() -> None:
     parser.add_argument("--second", action="store_true", help="start a second one")
     given = parser.parse_args()
     ray.init(log_to_driver=False)
-    with _agents(given.agents):
+    with _agents(given.uri if given.agents else None):
         _stand_by(given.standby)
         started = list(_starts(given.loader, given.uri, 2 if given.second else 1))
     print(json.dumps([asdict(one) for one in started]))
 
 
 @contextmanager
-def _agents(wanted: bool) -> Iterator[None]:
-    if not wanted:
+def _agents(uri: str | None) -> Iterator[None]:
+    if uri is None:
         yield
         return
     from weightstream.serve_integration import nodes
 
-    nodes.up()
+    nodes.up([uri])
     try:
         yield
     finally:

@@ -3,7 +3,7 @@
 import typer
 
 from weightstream.cli.base import command
-from weightstream.cli.serve import nodes, standby, timeline
+from weightstream.cli.serve import compact, nodes, simulate, standby, timeline
 
 app = typer.Typer(no_args_is_help=True, help="Ray Serve: agents, scaling, standby, compaction.")
 
@@ -16,4 +16,6 @@ command(app, NODES)(nodes.down)
 command(app, NODES)(nodes.warm)
 command(app, NODES)(nodes.status)
 command(app, SCALING)(standby.standby)
+command(app, SCALING)(simulate.simulate)
+command(app, COMPACTION)(compact.compact)
 command(app, NODES)(timeline.timeline)

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from weightstream.serve_integration import registry
 from weightstream.serve_integration.compaction import ledger, tuning
@@ -38,7 +38,8 @@ class Desk:
     """By `app/deployment`."""
     holds: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Node -> URI -> bytes."""
-    _state: State | None = None
+    state: State | None = None
+    """What the plug-in thinks."""
     _written: State | None = None
     _holds_at_s: float = -_HOLDS_EVERY_S
     _complained_s: float = -_COMPLAIN_EVERY_S
@@ -49,7 +50,7 @@ class Desk:
 
     def show(self, state: State) -> None:
         """Let others see what the plug-in thinks, soon."""
-        self._state = state
+        self.state = state
 
     def _run(self) -> None:
         while True:
@@ -71,12 +72,12 @@ class Desk:
         self.tuning = tuning.read()
 
     def _write_state(self) -> None:
-        state, written = self._state, self._written
-        if state is None or state is written:
+        state, written, now = self.state, self._written, time.time()
+        if state is None:
             return
-        if written is None or _news(state, written) or state.at - written.at >= _STATE_EVERY_S:
-            ledger.write_state(state)
-            self._written = state
+        if written is None or _news(state, written) or now - written.heard >= _STATE_EVERY_S:
+            self._written = replace(state, heard=now)
+            ledger.write_state(self._written)
 
     def _complain(self) -> None:
         if time.monotonic() - self._complained_s >= _COMPLAIN_EVERY_S:

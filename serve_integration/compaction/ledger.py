@@ -7,7 +7,7 @@ hurry      somebody wants it now, without the waits
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -33,7 +33,8 @@ class State:
     """What the plug-in thinks."""
 
     phase: str
-    """`waiting`, `looking`, `warming`, `moving`, `releasing`, or `blocked`: why is in `text`."""
+    """`waiting`, `warming`, `moving`, `releasing` or `blocked`, and why is in `text`; or `settled`:
+    it has looked, and no node can be emptied."""
     text: str
     node_id: str = ""
     """The node that is being emptied."""
@@ -42,8 +43,12 @@ class State:
     failures: int = 0
     emptied: int = 0
     """Nodes since the controller started."""
+    missing: Mapping[str, int] = field(default_factory=dict)
+    """How many replicas more than now each workload had lately: there stays room for them."""
     at: float = field(default_factory=time.time)
-    """Unix time."""
+    """Unix time at which it was thought."""
+    heard: float = field(default_factory=time.time)
+    """Unix time at which it was last said; it holds until then at least."""
 
 
 def rows_of(verdicts: Iterable[Verdict]) -> tuple[tuple[str, str, str], ...]:
@@ -64,7 +69,7 @@ def read_state() -> State | None:
         state = State(**values)
     except (KeyError, TypeError):
         return None
-    return state if time.time() - state.at < FRESH_S else None
+    return state if time.time() - state.heard < FRESH_S else None
 
 
 def hurry(seconds: float) -> None:

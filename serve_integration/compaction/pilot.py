@@ -1,12 +1,14 @@
 """The plug-in's course, from a fleet at rest to a node that Ray may empty.
 
     waiting   until the fleet has stood still, and no cooldown or back-off runs
-    looking   at the nodes, their foreign actors and what they hold; then the planner chooses
-    warming   the destinations; then it looks again, and the choice must come out the same
+    warming   the destinations, once it has looked at the nodes, their foreign actors and what they
+              hold, and the planner has chosen; then it looks again, and must choose the same
     moving    Ray does, and is watched
     releasing Ray has moved all; new replicas keep off until somebody takes the node, or nobody did
+    settled   it has looked, and no node can be emptied
 
-Nothing here blocks, and nothing here knows of Ray: the scheduler calls it on every loop.
+Nothing here blocks, and nothing here knows of Ray: the scheduler calls it on every loop, and so
+does the drain engine.
 """
 
 import logging
@@ -44,6 +46,8 @@ class Pilot:
     facts: Callable[[], ClusterFacts]
     warm: Warm
     ray_stable_s: float
+    placed_by_ray: bool = False
+    """Whether Ray will choose the destinations."""
     plan: Plan | None = None
     """That Ray follows at the moment."""
     emptied: int = 0
@@ -66,14 +70,17 @@ class Pilot:
         """Say whether it wants to be asked again at the next loop."""
         return self._looking is not None or self._warming is not None
 
-    def may_begin(self, now: float, stable: bool, counts: Mapping[str, int]) -> bool:
-        """Say whether a node may be looked for; called on every loop while none is emptied."""
+    def may_begin(self, now: float, unrest: str, counts: Mapping[str, int]) -> bool:
+        """Say whether a node may be looked for; called on every loop while none is emptied.
+
+        `unrest` says why the fleet is not at rest; empty when it is.
+        """
         self._counts = counts
         self._peaks = self._peaks.noted(now, counts, self.desk.tuning.look_back_s)
-        self._guard = self._guard.seen(now, stable)
-        if not stable:
+        self._guard = self._guard.seen(now, not unrest)
+        if unrest:
             self._start_over()
-            self._show("waiting", "replicas start, stop or move, or nodes drain")
+            self._show("waiting", unrest)
             return False
         if holder := self.desk.lease_holder:
             self._show("blocked", f"{holder} drains nodes")
@@ -104,11 +111,11 @@ class Pilot:
             return None
         errand, self._looking = self._looking, None
         fleet = fleet_of(errand.result())
-        decision = planner.choose(fleet, self.desk.tuning.limits())
+        decision = planner.choose(fleet, self.desk.tuning.limits(self.placed_by_ray))
         self._verdicts = decision.verdicts
         if decision.plan is None:
             self._tried.clear()
-            self._show("looking", "no node can be emptied")
+            self._show("settled", "no node can be emptied")
             return None
         return self._begun(fleet, decision.plan)
 
@@ -166,7 +173,7 @@ class Pilot:
 
     def releasing(self) -> None:
         """Note that all replicas have left the node."""
-        self._show("releasing", "empty; waiting for the autoscaler to take it")
+        self._show("releasing", "empty; waiting for somebody to take it")
 
     def succeeded(self, now: float) -> None:
         """Note that the node was emptied, and taken or given up."""
@@ -174,10 +181,10 @@ class Pilot:
         self._guard = self._guard.succeeded(now, self._pace)
         self._over("emptied the node")
 
-    def failed(self, now: float) -> None:
-        """Note that Ray cancelled; the replicas run where they ran."""
+    def failed(self, now: float, why: str = "cancelled: the replicas stay where they were") -> None:
+        """Note that the node was not emptied."""
         self._guard = self._guard.failed(now, self._pace)
-        self._over("cancelled: the replicas stay where they were")
+        self._over(why)
 
     def dropped(self) -> None:
         """Note that the node went away by itself, or Ray's packing ended."""
@@ -195,8 +202,9 @@ class Pilot:
 
     def _show(self, phase: str, text: str) -> None:
         node_id = self.plan.node_id if self.plan else ""
-        rows = rows_of(self._verdicts)
-        self.desk.show(State(phase, text, node_id, rows, self._guard.failures, self.emptied))
+        rows, missing = rows_of(self._verdicts), self.missing()
+        failures = self._guard.failures
+        self.desk.show(State(phase, text, node_id, rows, failures, self.emptied, missing))
 
 
 def _destinations(fleet: Fleet, plan: Plan) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ its scheduler. Where it cannot be installed it says why, once, and Ray's own com
 import logging
 from typing import Any
 
+from weightstream.serve_integration.compaction.version import too_old
 from weightstream.serve_integration.compaction.warming import (
     Held,
     Warm,
@@ -21,8 +22,7 @@ log = logging.getLogger("ray.serve")
 
 IMPORT_PATH = "weightstream.serve_integration.compaction.plugin:install"
 
-_LEAST_RAY = (2, 60)
-_OVERRIDDEN = (
+_OVERRIDDEN: tuple[str, ...] = (
     "get_node_to_compact",
     "on_replica_stopping",
     "_best_fit_node",
@@ -50,8 +50,8 @@ def why_not() -> str:
     """Return what this Ray, or its configuration, lacks; empty when nothing."""
     import ray
 
-    if _version(ray.__version__) < _LEAST_RAY:
-        return f"it needs Ray 2.60 or newer, this is {ray.__version__}"
+    if why := too_old():
+        return why
     from ray.serve._private import constants, default_impl, deployment_scheduler, deployment_state
 
     scheduler = getattr(deployment_scheduler, "DeploymentScheduler", None)
@@ -98,7 +98,3 @@ def _install(warm: Warm, held: Held) -> None:
     default_impl.create_deployment_scheduler = create
     setattr(deployment_state, _DELAY, 0.0)  # the pilot waits, for as long as it is tuned to
     log.info("weightstream: compaction is installed (Ray would wait for %g s)", delay_s)
-
-
-def _version(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())

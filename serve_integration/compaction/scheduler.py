@@ -28,6 +28,7 @@ _T = TypeVar("_T")
 _FAILED_STARTS = 2
 """Replacements that may end before they run: one may be bad luck."""
 _COMPLAIN_EVERY_S = 60.0
+_UNREST = "replicas start, stop or move, or nodes drain"
 
 
 @dataclass(slots=True)
@@ -107,7 +108,9 @@ class CompactingScheduler(DeploymentScheduler):  # type: ignore[misc]
         self._pilot.desk.deployments = tuple(
             registry.Deployment(one.app_name, one.name) for one in self._deployments
         )
-        return self._pilot.may_begin(now, stable, self._counts())
+        if self._pilot.desk.hurried:
+            self._next_allowed_compaction_timestamp_s = 0  # Ray's own back-off
+        return self._pilot.may_begin(now, "" if stable else _UNREST, self._counts())
 
     def _counts(self) -> dict[str, int]:
         return {

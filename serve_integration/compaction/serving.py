@@ -1,6 +1,6 @@
 """What Serve says of its deployments, as workloads; the same for both engines."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,8 @@ class Served:
 
     placed: tuple[Placed, ...]
     unrest: str
+    workloads: Mapping[str, Workload]
+    """Of every deployment, by name; also of those without replicas."""
     counts: Mapping[str, int]
     """Replicas of each workload."""
 
@@ -83,25 +85,40 @@ def served() -> Served:
     try:
         details = ray.get(client._controller.get_serve_instance_details.remote(), timeout=_ASK_S)
     except ray.exceptions.RayError as error:
-        raise ClusterError(f"Serve's controller does not answer: {error}") from error
-    deployments = list(_deployments(details))
-    placed = [one for app, name, found in deployments for one in _placed(app, name, found)]
-    unrest = next((why for one in deployments if (why := _unrest(*one))), "")
+        cause = str(error).strip().partition("\n")[0]
+        raise ClusterError(
+            f"Serve's controller does not answer: {cause}", transient=True
+        ) from error
+    return served_of(details, registry.weights_of)
+
+
+def served_of(
+    details: Mapping[str, Any],
+    weights_of: Callable[[registry.Deployment], Iterable[registry.Weights]],
+) -> Served:
+    """Return what the controller's details say."""
+    found = {
+        registry.Deployment(app, name): one
+        for app, application in details["applications"].items()
+        for name, one in application["deployments"].items()
+    }
+    workloads = {
+        one: workload_of(
+            f"{one.app}/{one.name}",
+            _needs(about["deployment_config"], about["required_resources"]),
+            weights_of(one),
+        )
+        for one, about in found.items()
+    }
     return Served(
-        tuple(placed), unrest, {f"{a}/{n}": len(f["replicas"]) for a, n, f in deployments}
+        tuple(p for one, about in found.items() for p in _placed(workloads[one], about)),
+        next((why for one, about in found.items() if (why := _unrest(one, about))), ""),
+        {one.name: one for one in workloads.values()},
+        {f"{one.app}/{one.name}": len(about["replicas"]) for one, about in found.items()},
     )
 
 
-def _deployments(details: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    for app, application in details["applications"].items():
-        for name, found in application["deployments"].items():
-            yield app, name, found
-
-
-def _placed(app: str, name: str, found: Mapping[str, Any]) -> Iterator[Placed]:
-    needs = _needs(found["deployment_config"], found["required_resources"])
-    models = registry.weights_of(registry.Deployment(app, name))
-    workload = workload_of(f"{app}/{name}", needs, models)
+def _placed(workload: Workload, found: Mapping[str, Any]) -> Iterator[Placed]:
     for one in found["replicas"]:
         if one.get("node_id"):
             yield Placed(one["replica_id"], workload, one["node_id"], one.get("actor_name") or "")
@@ -121,13 +138,16 @@ def _needs(config: Mapping[str, Any], required: Resources) -> Needs:
     )
 
 
-def _unrest(app: str, name: str, found: Mapping[str, Any]) -> str:
+def _unrest(deployment: registry.Deployment, found: Mapping[str, Any]) -> str:
     """Say why a deployment is not at rest: any replica that does not run, or is one too many."""
+    name = f"{deployment.app}/{deployment.name}"
     running = [one for one in found["replicas"] if _state(one["state"]) == "RUNNING"]
     target = int(found["target_num_replicas"])
     if len(running) == len(found["replicas"]) == target:
-        return "" if _state(found["status"]) == "HEALTHY" else f"{app}/{name} is {found['status']}"
-    return f"{app}/{name}: {len(running)} of {len(found['replicas'])} replicas run, {target} wanted"
+        return (
+            "" if _state(found["status"]) == "HEALTHY" else f"{name} is {_state(found['status'])}"
+        )
+    return f"{name}: {len(running)} of {len(found['replicas'])} replicas run, {target} wanted"
 
 
 def _state(value: object) -> str:

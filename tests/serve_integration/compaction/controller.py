@@ -3,6 +3,7 @@
 test/place     app -> node: where its next replica goes
 test/hold      while it is true, warming does not end
 test/warmed    every call for warmth: node -> URIs
+test/agents    while it is true, agents are asked, such as there are
 test/broken    while it is true, looking at the cluster fails
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 
 from weightstream.serve_integration import registry
 from weightstream.serve_integration.compaction import facts, pilot, plugin
+from weightstream.serve_integration.compaction.warming import warm_by_agents
 
 
 def install() -> None:
@@ -32,13 +34,19 @@ def install() -> None:
     plugin.install(warm, held)
 
 
+def install_where_ray_lacks_something() -> None:
+    """Called by Ray in the controller: as if one of Ray's methods had been renamed."""
+    plugin._OVERRIDDEN = (*plugin._OVERRIDDEN, "_find_a_node_by_another_name")
+    plugin.install()
+
+
 def warm(wanted: Mapping[str, tuple[str, ...]], timeout_s: float) -> str:
     """Note who is to be warmed, and take as long as a test wants."""
     before = registry.recall("test/warmed")
     registry.note("test/warmed", [*(before if isinstance(before, list) else []), wanted])
     while registry.recall("test/hold"):
         time.sleep(0.05)
-    return ""
+    return warm_by_agents(wanted, timeout_s) if registry.recall("test/agents") else ""
 
 
 def held(uris: tuple[str, ...]) -> Mapping[str, Mapping[str, int]]:

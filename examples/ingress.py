@@ -1,6 +1,7 @@
 """Behind FastAPI, another model version in place: `curl localhost:8000/shift/abc`.
 
-A new `user_config` in the config file reloads the weights; the old ones answer until they are here.
+A new `user_config` in the config file reloads the weights; the old ones answer until they are here,
+and go on when they cannot be loaded.
 """
 
 from fastapi import FastAPI
@@ -22,7 +23,7 @@ class Reloading:
 
     async def reconfigure(self, user_config: dict[str, int]) -> None:
         """Load the version of a new configuration."""
-        await self.model.areload(uri(user_config["key"]))
+        await self.model.follow(uri(user_config["key"]))
 
     @api.get("/shift/{text}")
     def shift(self, text: str) -> str:

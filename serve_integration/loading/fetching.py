@@ -105,6 +105,7 @@ def _gpus_assigned() -> bool | None:
     if ray is None or not ray.is_initialized():
         return None
     context = ray.get_runtime_context()
-    if context.worker.mode != ray.WORKER_MODE:
+    mode = getattr(getattr(context, "worker", None), "mode", None)
+    if mode is None or mode != getattr(ray, "WORKER_MODE", None):
         return None
     return bool(context.get_accelerator_ids().get("GPU"))

@@ -3,6 +3,7 @@
     weightstream_load_phase_seconds{phase}    when each phase of a load ended, since it began
     weightstream_loads_total{warmth}          loads, by where most of their bytes came from
     weightstream_load_bytes_total{source}     bytes of loads, by source
+    weightstream_failed_reloads_total         reloads that failed while another version answers
 
 All have Serve's own labels too: application, deployment, replica.
 """
@@ -33,10 +34,14 @@ class ReplicaLoads:
     loads: tuple[Phases, ...]
 
 
-def note_loads(replica: Replica, loads: Sequence[Phases], held: Iterable[tuple[str, int]]) -> None:
-    """Note what a replica has loaded, and the URIs and sizes that it holds, in the registry."""
+def note_held(replica: Replica, held: Iterable[tuple[str, int]]) -> None:
+    """Note the URIs and sizes of what a replica holds, as what its deployment loads."""
     deployment = registry.Deployment(replica.app, replica.deployment)
     registry.note_weights(deployment, [registry.Weights(*weights) for weights in sorted(held)])
+
+
+def note_loads(replica: Replica, loads: Sequence[Phases]) -> None:
+    """Note what a replica has loaded in the registry."""
     document = {"node_id": replica.node_id, "loads": [phases.to_json() for phases in loads]}
     registry.note(_key(replica.app, replica.deployment, replica.id), document)
     _forget_old(replica)
@@ -57,34 +62,57 @@ def noted_loads(app: str | None = None) -> list[ReplicaLoads]:
 
 def observe(replica: Replica, phases: Phases) -> None:
     """Add a load to Ray's metrics."""
-    tags = dict(zip(_TAGS, (replica.app, replica.deployment, replica.id), strict=True))
-    seconds, loads, load_bytes = _metrics()
+    tags, metrics = _tags(replica), _metrics()
     for phase, end_s in phases.ends().items():
-        seconds.observe(end_s, tags | {"phase": phase})
-    loads.inc(1, tags | {"warmth": phases.warmth})
+        metrics.seconds.observe(end_s, tags | {"phase": phase})
+    metrics.loads.inc(1, tags | {"warmth": phases.warmth})
     for source, count in phases.bytes_by_source.items():
         if count:
-            load_bytes.inc(count, tags | {"source": source})
+            metrics.load_bytes.inc(count, tags | {"source": source})
+
+
+def count_failed_reload(replica: Replica) -> None:
+    """Add a failed reload to Ray's metrics."""
+    _metrics().failed_reloads.inc(1, _tags(replica))
+
+
+def _tags(replica: Replica) -> dict[str, str]:
+    return dict(zip(_TAGS, (replica.app, replica.deployment, replica.id), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Metrics:
+    """Ray's own kinds."""
+
+    seconds: Any
+    loads: Any
+    load_bytes: Any
+    failed_reloads: Any
 
 
 @cache
-def _metrics() -> tuple[Any, Any, Any]:
+def _metrics() -> _Metrics:
     from ray.util.metrics import Counter, Histogram
 
-    return (
-        Histogram(
+    return _Metrics(
+        seconds=Histogram(
             "weightstream_load_phase_seconds",
             "When each phase of a load ended, since it began.",
             boundaries=_BOUNDARIES_S,
             tag_keys=(*_TAGS, "phase"),
         ),
-        Counter(
+        loads=Counter(
             "weightstream_loads",
             "Loads, by where most of their bytes came from.",
             tag_keys=(*_TAGS, "warmth"),
         ),
-        Counter(
+        load_bytes=Counter(
             "weightstream_load_bytes", "Bytes of loads, by source.", tag_keys=(*_TAGS, "source")
+        ),
+        failed_reloads=Counter(
+            "weightstream_failed_reloads",
+            "Reloads that failed while another version answers.",
+            tag_keys=_TAGS,
         ),
     )
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+from weightstream.errors import LoadCancelled
 from weightstream.serve_integration.loading.wish import Wish, make_wish
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class Prefetch:
         self._lock = threading.Lock()
         self._session: Session | None = None
         self._cancelled = False
-        self._fetched: Future[Fetched] = Future()
+        self._fetched: Fetched | None = None
+        self._ended: Future[None] = Future()
         threading.Thread(target=self._run, name="weightstream-prefetch", daemon=True).start()
 
     @property
@@ -45,11 +47,11 @@ class Prefetch:
     @property
     def done(self) -> bool:
         """Say whether it has ended, well or not."""
-        return self._fetched.done()
+        return self._ended.done()
 
     def wait(self, timeout_s: float | None = None) -> None:
         """Return when the weights are here; raises what went wrong, or TimeoutError."""
-        self._fetched.result(timeout_s)
+        self._ended.result(timeout_s)
 
     def cancel(self) -> None:
         """Give the fetch up, and the memory of what is here. Idempotent."""
@@ -58,17 +60,26 @@ class Prefetch:
                 _pending.remove(self)
         with self._lock:
             self._cancelled = True
+            self._fetched = None
             session = self._session
         if session is not None:
             session.cancel()
 
     def take(self) -> "Fetched":
-        """Wait for the weights and return them; Ctrl-C and errors of the waiter end the fetch."""
+        """Wait for the weights and hand them over; Ctrl-C and errors of the waiter end the fetch.
+
+        Whoever keeps the handle keeps no memory: it holds the weights no longer. Once only.
+        """
         try:
-            return self._fetched.result()
+            self._ended.result()
         except BaseException:
             self.cancel()
             raise
+        with self._lock:
+            fetched, self._fetched = self._fetched, None
+        if fetched is None:
+            raise LoadCancelled(f"{self.uri}: its prefetch was cancelled")
+        return fetched
 
     def _attach(self, session: "Session") -> None:
         """Let `cancel` end this session too."""
@@ -82,9 +93,15 @@ class Prefetch:
         try:
             from weightstream.serve_integration.loading.fetching import fetch
 
-            self._fetched.set_result(fetch(self.wish, self._attach))
+            fetched = fetch(self.wish, self._attach)
+            with self._lock:
+                self._session = None
+                if not self._cancelled:
+                    self._fetched = fetched
+            del fetched
+            self._ended.set_result(None)
         except BaseException as error:
-            self._fetched.set_exception(error)  # for whoever joins
+            self._ended.set_exception(error)  # for whoever joins
 
 
 def prefetch(

@@ -38,6 +38,13 @@ def is_constructed() -> bool:
     return context is None or context.servable_object is not None
 
 
+def answers_a_request() -> bool:
+    """Say whether the caller works for a request, and not for Serve itself."""
+    from ray.serve.context import _get_serve_request_context
+
+    return bool(_get_serve_request_context().request_id)
+
+
 def process_began_at() -> float:
     """Return the Unix time at which this process began."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()

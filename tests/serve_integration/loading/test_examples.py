@@ -20,6 +20,7 @@ APPS = ("plain", "multiplexed", "ingress", "composition", "streaming", "batching
 @pytest.fixture(scope="module", autouse=True)
 def apps(cluster: RayCluster) -> Iterator[None]:
     found = {name: import_module(f"examples.{name}").app for name in APPS}
+    serve.run(found.pop("plain"), name="plain", route_prefix="/plain")  # its start is a cold one
     serve.run_many([serve.RunTarget(app, name, f"/{name}") for name, app in found.items()])
     yield
     for name in APPS:

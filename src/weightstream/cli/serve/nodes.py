@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from weightstream.cachefs.agent.held import Held
+    from weightstream.serve_integration.compaction.ledger import State
     from weightstream.serve_integration.nodes import NodeProgress, NodeReport, Warming
     from weightstream.serve_integration.nodes.overview import (
         AgentState,
-        ClusterOverview,
         NodeOverview,
     )
 
@@ -39,6 +39,19 @@ class UpRow:
     api: str
     pid: int
     error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A cluster, and what its compactor thinks."""
+
+    tracker: str
+    models: Mapping[str, int]
+    nodes: "tuple[NodeOverview, ...]"
+    compaction: "State | None"
+    """None where Serve's controller runs without the plug-in."""
+    lease_holder: str
+    """Who drains nodes from outside of the controller."""
 
 
 def up(
@@ -106,12 +119,17 @@ def warm(
 
 
 def status(cli: Cli, address: Address = "auto") -> None:
-    """Show nodes, replicas, agents, and what each node holds of what deployments load."""
+    """Show nodes, replicas, agents, what each node holds of each model, what the compactor thinks.
+
+    A node holds of a model what its agent says: nothing is shown where there is none.
+    """
     from weightstream.serve_integration import nodes
+    from weightstream.serve_integration.compaction.ledger import lease_holder, read_state
 
     with connected(address):
-        overview = nodes.cluster_status()
-    cli.emit(overview, *_overview_parts(overview))
+        overview, state, holder = nodes.cluster_status(), read_state(), lease_holder()
+    found = Status(overview.tracker, overview.models, overview.nodes, state, holder)
+    cli.emit(found, *_status_parts(found))
 
 
 def _agent_settings(cli: Cli) -> dict[str, str]:
@@ -193,21 +211,44 @@ def _warm_cells(row: "NodeProgress") -> tuple[str, ...]:
     return row.node_id[:_SHORT], row.state, done, ", ".join(shares), row.reason
 
 
-def _overview_parts(overview: "ClusterOverview") -> "list[RenderableType]":
-    headers = ("NODE", "HOST", "RAY", "REPLICAS", "AGENT", "HELD")
-    shown = table(headers, (_node_cells(node) for node in overview.nodes))
-    where = overview.tracker or "none"
-    parts: list[RenderableType] = [shown, "", f"tracker: {where}"]
-    if not overview.models:
+def _status_parts(found: Status) -> "list[RenderableType]":
+    headers = ("NODE", "HOST", "RAY", "REPLICAS", "AGENT", "HELD", "COMPACTOR")
+    thoughts = _thoughts(found.compaction)
+    shown = table(headers, (_node_cells(node, thoughts) for node in found.nodes))
+    parts: list[RenderableType] = [shown, "", f"tracker: {found.tracker or 'none'}"]
+    parts += [f"compaction: {line}" for line in _compaction_lines(found)]
+    if not found.models:
         parts.append("no replica has said yet what it loads")
     return parts
 
 
-def _node_cells(node: "NodeOverview") -> tuple[str, ...]:
+def _thoughts(state: "State | None") -> dict[str, str]:
+    """Return what the compactor thought of each node when it last looked, by the node's id."""
+    if state is None:
+        return {}
+    said = {node: f"{outcome}: {why}" if why else outcome for node, outcome, why in state.verdicts}
+    return said | ({state.node_id: state.phase} if state.node_id else {})
+
+
+def _compaction_lines(found: Status) -> list[str]:
+    state = found.compaction
+    if state is None:
+        lines = ["off: Serve's controller runs without the plug-in"]
+    else:
+        lines = [f"{state.phase}{': ' if state.text else ''}{state.text}"]
+    if state is not None and (state.emptied or state.failures):
+        lines.append(f"{state.emptied} nodes emptied, {state.failures} failures in a row")
+    if found.lease_holder:
+        lines.append(f"nodes are drained by {found.lease_holder}")
+    return lines
+
+
+def _node_cells(node: "NodeOverview", thoughts: Mapping[str, str]) -> tuple[str, ...]:
     replicas = "\n".join(f"{count} {name}" for name, count in node.replicas.items())
     host = f"{node.host} (head)" if node.is_head else node.host
     held = "\n".join(map(_held_cell, node.held))
-    return node.node_id[:_SHORT], host, node.status.lower(), replicas, _agent_cell(node.agent), held
+    name, ray, agent = node.node_id[:_SHORT], node.status.lower(), _agent_cell(node.agent)
+    return name, host, ray, replicas, agent, held, thoughts.get(node.node_id, "")
 
 
 def _agent_cell(agent: "AgentState") -> str:

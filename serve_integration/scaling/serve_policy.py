@@ -9,12 +9,18 @@ suits a policy that divides by the number of replicas. This one does not, so on 
 takes its wrapper's place, for its own deployment alone; Serve's bounds and target capacity still
 hold. Where that place is not found, in another Ray, the wrapper stays and a warning says so: from
 zero, one replica is then started first.
+
+`autoscaling` refuses what cannot be before anything is deployed. Wishes that come past it, from a
+configuration file, are first read here, and here nothing may raise: Ray 2.60 would end every round
+of its control loop with it, and no application could be deployed, scaled or deleted any more. So
+the deployment stays as large as it is, under Serve's own rules, and an error says why.
 """
 
 import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from weightstream.errors import UsageError
 from weightstream.serve_integration.registry import Deployment
 from weightstream.serve_integration.scaling.measured import Starts
 from weightstream.serve_integration.scaling.policy import Observed, Policy, State, decide
@@ -29,7 +35,7 @@ class ConcurrencyPolicy:
     """Decides for one deployment. Serve makes it from `policy_kwargs`: the fields of `Policy`."""
 
     def __init__(self, tokens_metric: str = "tokens", **wishes: Any) -> None:
-        self._policy = Policy(**wishes)
+        self._policy, self._wrong = _read(wishes)
         self._tokens_metric = tokens_metric
         self._state = State()
         self._starts = Starts()
@@ -37,13 +43,18 @@ class ConcurrencyPolicy:
 
     def __call__(self, ctx: "AutoscalingContext") -> tuple[int, dict[str, Any]]:
         """Return how many replicas there should be; there is nothing for Serve to keep."""
-        if not self._called:
-            self._called = True
+        first, self._called = not self._called, True
+        if self._policy is None:
+            if first:
+                logger.error(f"{ctx.deployment_id} does not scale: {self._wrong}")
+            return ctx.target_num_replicas, {}
+        if first:
             _take_place(self, ctx)
-        decision, self._state = decide(self._observed(ctx), self._policy, self._state)
+        seen = self._observed(ctx, self._policy)
+        decision, self._state = decide(seen, self._policy, self._state)
         return decision.replicas, {}
 
-    def _observed(self, ctx: "AutoscalingContext") -> Observed:
+    def _observed(self, ctx: "AutoscalingContext", policy: Policy) -> Observed:
         # Serve's current_time is the wall clock, which can be set back.
         now_s = time.monotonic()
         inside, queued = float(ctx.total_num_requests), float(ctx.total_queued_requests)
@@ -54,14 +65,23 @@ class ConcurrencyPolicy:
             queued=queued,
             ready=ctx.current_num_replicas,
             ordered=ctx.target_num_replicas,
-            start_s=self._starts.expected_s(deployment, now_s) if self._policy.trend_s else 0.0,
-            tokens=self._tokens(ctx) if self._policy.target_tokens else None,
+            start_s=self._starts.expected_s(deployment, now_s) if policy.trend_s else 0.0,
+            tokens=self._tokens(ctx) if policy.target_tokens else None,
         )
 
     def _tokens(self, ctx: "AutoscalingContext") -> float | None:
         """Return what the replicas' `record_autoscaling_stats` say, None while none has spoken."""
         reported = (ctx.aggregated_metrics or {}).get(self._tokens_metric)
         return sum(reported.values()) if reported else None
+
+
+def _read(wishes: dict[str, Any]) -> tuple[Policy | None, str]:
+    try:
+        return Policy(**wishes), ""
+    except UsageError as error:
+        return None, str(error)
+    except TypeError as error:  # a field that is missing, unknown, or no number
+        return None, f"bad scaling policy: {error}"
 
 
 def _take_place(policy: ConcurrencyPolicy, ctx: "AutoscalingContext") -> None:

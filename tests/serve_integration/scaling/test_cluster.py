@@ -13,6 +13,7 @@ import pytest
 from tests.kit.ray_cluster import NodeSpec, RayCluster, wait_until
 
 from weightstream.serve_integration import autoscaling, bounded_queue
+from weightstream.serve_integration.scaling.options import POLICY
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -34,7 +35,7 @@ def app(cluster: RayCluster) -> Iterator[str]:
     serve.delete("scaled")
 
 
-def deploy(gate: Path, **options: Any) -> None:
+def deploy(gate: Path, name: str = "scaled", **options: Any) -> None:
     """Deploy a model whose replicas are ready once the gate is there."""
     from ray import serve
 
@@ -53,7 +54,7 @@ def deploy(gate: Path, **options: Any) -> None:
         graceful_shutdown_wait_loop_s=0.1,
         **options,
     )(Model)
-    serve.run(model.bind(), name="scaled", route_prefix="/scaled")
+    serve.run(model.bind(), name=name, route_prefix=f"/{name}")
 
 
 class Targets:
@@ -122,3 +123,93 @@ def test_burst_at_zero_orders_the_ideal_size_before_anything_runs(
         wait_until(lambda: target_now() == 0, "back to zero")
         wait_until(lambda: cluster.replicas(app) == [], "no replica left")
     assert (max(targets.seen), targets.seen[-1]) == (IDEAL, 0)
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(
+    cluster: RayCluster, app: str, tmp_path: Path
+) -> None:
+    gate, waiting, came = tmp_path / "gate", 5, 12
+    deploy(
+        gate,
+        autoscaling_config=autoscaling(target=TARGET, max=8),
+        **bounded_queue(waiting, at_once=TARGET, retry_after_s=7),
+    )
+    answers: list[tuple[int, str | None]] = []
+
+    async def ask() -> None:
+        for answer in asyncio.as_completed(
+            [asyncio.create_task(burst(cluster.url("/scaled"), 1)) for _ in range(came)]
+        ):
+            answers.extend(await answer)
+
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(asyncio.run, ask())
+        wait_until(lambda: len(answers) == came - waiting, "those that are too many")
+        assert answers == [(429, "7")] * (came - waiting)
+        assert cluster.running(app) == []
+        gate.touch()
+        asked.result(90)
+    assert answers[came - waiting :] == [(200, None)] * waiting
+
+
+def app_that_cannot_be(_: dict[str, str]) -> Any:
+    """Build an application as a configuration file's `import_path` names it."""
+    from ray import serve
+
+    class Model:
+        pass
+
+    wrong: Any = serve.deployment(Model, autoscaling_config=autoscaling(target=0, max=8))
+    return wrong.bind()
+
+
+def test_wishes_that_cannot_be_are_refused_at_deploy_time(
+    cluster: RayCluster, app: str, tmp_path: Path
+) -> None:
+    from ray import serve
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
+
+    client: Any = _get_global_client()
+
+    def found() -> dict[str, Any]:
+        return dict(client.get_serve_details()["applications"].get("wrong", {}))
+
+    (gate := tmp_path / "gate").touch()
+    deploy(gate, autoscaling_config=autoscaling(target=TARGET, min=1, max=8))
+    wrong = ServeApplicationSchema(
+        name="wrong", route_prefix="/wrong", import_path=f"{__name__}:app_that_cannot_be"
+    )
+    client.deploy_apps(ServeDeploySchema(applications=[wrong]))
+    try:
+        wait_until(lambda: found().get("status") == "DEPLOY_FAILED", "the refusal")
+        assert "bad scaling policy: target is 0; it is a number above 0" in found()["message"]
+        assert found()["deployments"] == {}
+        assert asyncio.run(burst(cluster.url("/scaled"), 3)) == [(200, None)] * 3
+    finally:
+        serve.delete("wrong")
+
+
+@pytest.mark.parametrize("wrong", [{"target": 0}, {"headroon": 1}, {"max": "many"}])
+def test_wishes_that_come_past_autoscaling_stop_nothing(
+    cluster: RayCluster, app: str, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    """Raised in the controller, they would keep every application from ever changing again."""
+    from ray import serve
+    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
+
+    (gate := tmp_path / "gate").touch()
+    wishes = {"target": 2, "min": 0, "max": 8} | wrong
+    config = AutoscalingConfig(
+        min_replicas=0,
+        max_replicas=8,
+        policy=AutoscalingPolicy(policy_function=POLICY, policy_kwargs=wishes),
+    )
+    deploy(gate, autoscaling_config=config, name="wrong")
+    try:
+        assert asyncio.run(burst(cluster.url("/wrong"), 3)) == [(200, None)] * 3
+        assert len(cluster.running("wrong")) == 1
+        deploy(gate, autoscaling_config=autoscaling(target=TARGET, min=1, max=8))
+        assert asyncio.run(burst(cluster.url("/scaled"), 3)) == [(200, None)] * 3
+    finally:
+        serve.delete("wrong")

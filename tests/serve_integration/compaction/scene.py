@@ -85,6 +85,17 @@ def controller_log() -> str:
     return "".join(path.read_text() for path in folder.glob("controller_*.log"))
 
 
+def controller_pid() -> int:
+    from ray._private import state as ray_state
+
+    (found,) = [
+        one
+        for one in ray_state.actors(actor_state_name="ALIVE").values()
+        if one["Name"].startswith("SERVE_CONTROLLER")
+    ]
+    return int(found["Pid"])
+
+
 def foreign_actor(node_id: str) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

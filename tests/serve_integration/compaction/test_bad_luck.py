@@ -14,6 +14,7 @@ from tests.serve_integration.compaction.scene import (
     Watch,
     at_rest,
     controller_log,
+    controller_pid,
     layout,
     serves,
     state,
@@ -69,17 +70,6 @@ def test_a_controller_that_dies_in_mid_move_goes_on_where_it_was(
     wait_until(lambda: len(set(layout(cluster).values())) == 2, "two nodes are enough", 120)
     wait_until(lambda: at_rest(cluster), "nothing is left over")
     assert failures(traffic) == {"a": [], "b": [], "c": []}
-
-
-def controller_pid() -> int:
-    from ray._private import state as ray_state
-
-    (found,) = [
-        one
-        for one in ray_state.actors(actor_state_name="ALIVE").values()
-        if one["Name"].startswith("SERVE_CONTROLLER")
-    ]
-    return int(found["Pid"])
 
 
 def answers(cluster: RayCluster) -> bool:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,20 +36,24 @@ def dry_run(cluster: RayCluster) -> Any:
 
 @contextlib.contextmanager
 def watching(cluster: RayCluster) -> Iterator[list[str]]:
-    """Run it with --watch for the block; yields what it says, once the block is over."""
+    """Run it with --watch for the block; yields what it says, as it says it."""
     said: list[str] = []
     line = _line(cluster, ("--watch",))
     with subprocess.Popen(
         line, env=_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as running:
+        reader = threading.Thread(
+            target=lambda: said.extend(running.stderr or ()), name="pytest-watching"
+        )
+        reader.start()
         try:
             yield said
-            assert running.poll() is None, "it went on until it was told to end"
+            assert running.poll() is None, said
             running.send_signal(signal.SIGTERM)
             wait_until(lambda: running.poll() is not None, "it ends")
         finally:
             running.kill()
-            said += (running.stderr.read() if running.stderr else "").splitlines()
+            reader.join(30)
     assert running.returncode == 0, said
 
 

@@ -62,7 +62,7 @@ def spread(cluster: RayCluster) -> None:
 
 
 def workers_alive() -> int:
-    return sum(node["Alive"] for node in ray.nodes()) - 1
+    return len([node for node in ray.nodes() if node["Alive"]]) - 1
 
 
 def states(cluster: RayCluster) -> set[str]:

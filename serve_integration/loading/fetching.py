@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from weightstream.errors import OriginError
 from weightstream.loader.gather import Gathered, find_weights, gather
 from weightstream.loader.options import Device, cast, check_device, check_dtype
 from weightstream.loader.report import LoadReport, Stopwatch
@@ -18,6 +19,7 @@ from weightstream.loader.resolve import Resolved
 from weightstream.loader.session import Session
 from weightstream.loader.streamed import Request
 from weightstream.loader.whole import in_one_version, load_whole, to_tensors
+from weightstream.serve_integration.loading.offline import borrow_listing
 from weightstream.serve_integration.loading.residency import mostly_resident
 from weightstream.serve_integration.loading.wish import Wish
 from weightstream.settings import load_settings
@@ -53,9 +55,18 @@ def fetch(wish: Wish, attach: Callable[[Session], None]) -> Fetched:
     with Session(wish.uri, wish.settings or load_settings(), wish.storage_options) as session:
         attach(session)
         begun_at, watch = time.time(), Stopwatch(session.uri)
-        if wants_cuda(wish.device):
-            return _fetch_cuda(session, wish, watch, begun_at)
-        return _fetch_host(session, watch, begun_at)
+        try:
+            return _fetch(session, wish, watch, begun_at)
+        except OriginError as error:
+            if not borrow_listing(session, error):
+                raise
+            return _fetch(session, wish, watch, begun_at)
+
+
+def _fetch(session: Session, wish: Wish, watch: Stopwatch, begun_at: float) -> Fetched:
+    if wants_cuda(wish.device):
+        return _fetch_cuda(session, wish, watch, begun_at)
+    return _fetch_host(session, watch, begun_at)
 
 
 def _fetch_host(session: Session, watch: Stopwatch, begun_at: float) -> Fetched:

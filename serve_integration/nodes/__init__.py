@@ -3,6 +3,7 @@
     up, down, ensure, watch   agents come and go                      cluster.py, on_node.py
     warm, prewarm             nodes bring a model into their stores   warming.py, prewarming.py
     held, cluster_status      what each node holds                    holding.py, overview.py
+    listing_of_peers          which files a model has                 listings.py
 
 An agent is no Ray actor: a long-lived actor, with zero CPUs too, keeps its node from ever being
 idle, and so from being given back. It is a process that a short task forks twice.

@@ -11,9 +11,10 @@ hold. Where that place is not found, in another Ray, the wrapper stays and a war
 zero, one replica is then started first.
 
 `autoscaling` refuses what cannot be before anything is deployed. Wishes that come past it, from a
-configuration file, are first read here, and here nothing may raise: Ray 2.60 would end every round
-of its control loop with it, and no application could be deployed, scaled or deleted any more. So
-the deployment stays as large as it is, under Serve's own rules, and an error says why.
+configuration file, are first read here, and here nothing may raise: it would leave Ray 2.60 with
+half a deployment that ends every round of its control loop, and nothing could be deployed, scaled
+or deleted any more. So the deployment keeps its size, under Serve's own rules, and an error says
+why.
 """
 
 import logging

@@ -152,6 +152,46 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_again(
     assert answers[came - waiting :] == [(200, None)] * waiting
 
 
+def test_requests_weigh_what_their_replicas_say(
+    cluster: RayCluster, app: str, tmp_path: Path
+) -> None:
+    from ray import serve
+
+    over, each, running = tmp_path / "over", 100, 3
+
+    class Model:
+        def __init__(self) -> None:
+            self.tokens = 0
+
+        async def __call__(self) -> str:
+            self.tokens += each
+            while not over.exists():  # noqa: ASYNC110 - the test is another process
+                await asyncio.sleep(0.05)
+            self.tokens -= each
+            return "ok"
+
+        def record_autoscaling_stats(self) -> dict[str, float]:
+            return {"tokens": float(self.tokens)}
+
+    model: Any = serve.deployment(
+        name="Model",
+        ray_actor_options={"num_cpus": 0.1},
+        autoscaling_config=autoscaling(
+            target=TARGET, min=1, max=8, calm_s=1, target_tokens=each / 2
+        ),
+        **bounded_queue(BURST, at_once=TARGET),
+    )(Model)
+    serve.run(model.bind(), name="scaled", route_prefix="/scaled")
+    assert target_now() == 1
+    with ThreadPoolExecutor(1) as pool:
+        answers = pool.submit(asyncio.run, burst(cluster.url("/scaled"), running))
+        try:
+            wait_until(lambda: target_now() == 2 * running, "two replicas for each request")
+        finally:
+            over.touch()
+        assert answers.result(90) == [(200, None)] * running
+
+
 def app_that_cannot_be(_: dict[str, str]) -> Any:
     """Build an application as a configuration file's `import_path` names it."""
     from ray import serve

@@ -72,13 +72,17 @@ class Downloaded(_Answering):
 
 
 class Serving:
-    """What is moved: short answers of 20 ms, and streams of 3 s."""
+    """What is moved: short answers of 20 ms, and streams of 3 s.
 
-    def __init__(self, uri: str) -> None:
+    Another `version` makes Serve replace all replicas.
+    """
+
+    def __init__(self, uri: str, version: str) -> None:
         from weightstream.bench.serve.model import build
         from weightstream.serve_integration import load_model
 
         self.model = load_model(build, uri)
+        self.version = version
 
     async def __call__(self, request: Request) -> Response:
         """Answer in the way that the query asks for."""

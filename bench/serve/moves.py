@@ -122,10 +122,8 @@ def _rows(uri: str, replicas: int) -> Iterator[Row]:
 
 def _deploy(uri: str, replicas: int, version: str) -> None:
     options = {"ray_actor_options": {"num_cpus": 1}, "max_ongoing_requests": 200}
-    deployment = serve.deployment(name=_NAME, num_replicas=replicas, version=version, **options)(
-        apps.Serving
-    )
-    serve.run(deployment.bind(uri), name=_APP, route_prefix="/")
+    deployment = serve.deployment(name=_NAME, num_replicas=replicas, **options)(apps.Serving)
+    serve.run(deployment.bind(uri, version), name=_APP, route_prefix="/")
 
 
 def _prepare(uri: str) -> None:
@@ -138,8 +136,13 @@ def _prepare(uri: str) -> None:
 
 def _restart_agents(uri: str) -> None:
     for node_id, agent in registry.agents().items():
-        on_node(os.kill, node_id, 30, agent.pid, signal.SIGKILL)
+        on_node(_kill, node_id, 30, agent.pid)
     nodes.up([uri])
+
+
+def _kill(pid: int) -> int:
+    os.kill(pid, signal.SIGKILL)
+    return pid
 
 
 def _drain_one() -> None:
@@ -149,7 +152,7 @@ def _drain_one() -> None:
     if not accepted:
         raise BenchError(f"node {node_id} is not drained: {why}")
     with _limit(f"replicas leave node {node_id}") as is_late:
-        while any(one["node_id"] == node_id for one in _replicas()):
+        while any(one.get("node_id") == node_id for one in _replicas()):
             is_late()
             time.sleep(0.1)
 

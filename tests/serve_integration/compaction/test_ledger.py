@@ -6,7 +6,7 @@ import pytest
 
 from weightstream.errors import ClusterError
 from weightstream.serve_integration import registry
-from weightstream.serve_integration.compaction import ledger
+from weightstream.serve_integration.compaction import desk, ledger
 from weightstream.serve_integration.compaction.ledger import Lease, State, leased
 
 
@@ -44,11 +44,14 @@ class Clock:
     def time(self) -> float:
         return self.now
 
+    monotonic = time
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock, store = Clock(), Store()
     monkeypatch.setattr(ledger, "time", clock)
+    monkeypatch.setattr(desk, "time", clock)
     monkeypatch.setattr(ledger, "internal_kv", store)
     monkeypatch.setattr(registry, "internal_kv", store)
     return clock
@@ -98,6 +101,19 @@ def test_a_state_is_what_was_written_and_grows_old(clock: Clock) -> None:
     assert ledger.read_state() == written
     clock.now += ledger.FRESH_S
     assert ledger.read_state() is None
+
+
+def test_a_state_that_holds_for_long_does_not_grow_old(clock: Clock) -> None:
+    """A move takes minutes, in which nothing changes: whoever reads must not miss the plug-in."""
+    sitting = desk.Desk(lambda uris: {})
+    sitting.show(State("moving", "two", "n", at=clock.now, heard=clock.now))
+    for _ in range(100):
+        sitting.turn()
+        clock.now += 1
+    state = ledger.read_state()
+    assert state is not None
+    assert (state.phase, state.at) == ("moving", 1000.0)
+    assert state.heard > clock.now - 7
 
 
 def test_a_state_of_another_version_is_none(clock: Clock) -> None:

@@ -11,6 +11,7 @@ from examples.shift import Shift, uri
 from ray import serve
 from starlette.requests import Request
 
+from weightstream.errors import UsageError
 from weightstream.serve import aload_model, load_model
 
 LAYERS = 4
@@ -103,3 +104,11 @@ class OtherRay:
 def session_logs(session: Path) -> str:
     """Return what all replicas of a cluster have logged."""
     return "".join(one.read_text() for one in (session / "logs" / "serve").glob("replica_*.log"))
+
+
+def try_to_load(device: str | None) -> str:
+    """Load where this worker's resources say; return an answer, or why there is none."""
+    try:
+        return load_model(Shift, uri(1), device=device).text("abc")
+    except UsageError as error:
+        return str(error)

@@ -23,7 +23,7 @@ from weightstream.serve_integration import nodes
 from weightstream.serve_integration.loading.noting import noted_loads
 from weightstream.serve_integration.loading.phases import Phases
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 MIB = 1 << 20
 SIZE = 16 * MIB

@@ -12,7 +12,7 @@ from tests.kit.ray_cluster import RayCluster, wait_until
 from weightstream.serve_integration import registry
 from weightstream.serve_integration.loading.noting import noted_loads
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 APPS = ("plain", "multiplexed", "ingress", "composition", "streaming", "batching")
 

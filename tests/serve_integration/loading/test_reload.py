@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import ray
+import torch
 from ray import serve
 from tests.kit import faults as f
 from tests.kit.proxy import FaultProxy
@@ -20,7 +21,7 @@ from weightstream.serve_integration import registry
 from weightstream.serve_integration.loading.noting import noted_loads
 from weightstream.serve_integration.loading.phases import PHASES
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
 RELOADING = registry.Deployment("reloading", "Reloading")
 BOTH_S = 1.5
@@ -174,3 +175,25 @@ def metric(node_id: str, name: str, app: str) -> list[tuple[Mapping[str, str], f
         for sample in family.samples
         if sample.name == name and sample.labels.get("application", "").startswith(app)
     ]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_part_of_a_gpu_is_a_gpu_and_none_is_none(cluster: RayCluster, tmp_path: Path) -> None:
+    """As far as it goes without one: where a load wants its tensors, by what Ray assigned."""
+    where = cluster._cluster.add_node(
+        num_cpus=0,
+        num_gpus=1,
+        object_store_memory=100 << 20,
+        include_dashboard=False,
+        env_vars=cluster._env | {"WEIGHTSTREAM_STORE": str(tmp_path / "store")},
+    )
+    try:
+        tried: Any = ray.remote(num_cpus=0, num_gpus=0.5)(apps.try_to_load)
+        half, other = ray.get([tried.remote(None), tried.remote(None)], timeout=60)
+        assert "no CUDA device" in half
+        assert "no CUDA device" in other
+        assert ray.get(tried.remote("cpu"), timeout=60) == "bcd"
+        none: Any = ray.remote(num_cpus=0)(apps.try_to_load)
+        assert ray.get(none.remote(None), timeout=60) == "bcd"
+    finally:
+        cluster._cluster.remove_node(where)

@@ -44,6 +44,7 @@ def _replicas(axes: Any, runs: Sequence[Run], ideal: Sequence[tuple[float, float
         ordered, ready = zip(*((p.ordered, p.ready) for p in run.points), strict=True)
         axes.step(times, ordered, where="post", color=colour, linewidth=1.4, label=label)
         axes.step(times, ready, where="post", color=colour, linewidth=1, linestyle=":")
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8)
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from weightstream.errors import OriginError
 from weightstream.loader.gather import Gathered, find_weights, gather
@@ -21,11 +21,14 @@ from weightstream.loader.streamed import Request
 from weightstream.loader.whole import in_one_version, load_whole, to_tensors
 from weightstream.serve_integration.loading.offline import borrow_listing
 from weightstream.serve_integration.loading.residency import mostly_resident
+from weightstream.serve_integration.loading.upstream import AgentCounts
 from weightstream.serve_integration.loading.wish import Wish
 from weightstream.settings import load_settings
 
 if TYPE_CHECKING:
     import torch
+
+Content: TypeAlias = "Gathered | dict[str, torch.Tensor]"
 
 _NVIDIA = Path("/dev/nvidiactl")
 
@@ -34,12 +37,14 @@ _NVIDIA = Path("/dev/nvidiactl")
 class Fetched:
     """A model's bytes in this process, and what it took; the tensors are made when joined."""
 
-    content: "Gathered | dict[str, torch.Tensor]"
+    content: "Content"
     report: LoadReport
     begun_at: float
     """Unix time at which the report's clock began."""
     in_memory: bool
     """What was mapped was in the page cache."""
+    agent: AgentCounts
+    """Asked when the fetch began."""
 
     def tensors(
         self, device: "torch.device", dtype: "torch.dtype | None"
@@ -55,21 +60,26 @@ def fetch(wish: Wish, attach: Callable[[Session], None]) -> Fetched:
     with Session(wish.uri, wish.settings or load_settings(), wish.storage_options) as session:
         attach(session)
         begun_at, watch = time.time(), Stopwatch(session.uri)
+        agent = AgentCounts(session.settings.run_directory)
         try:
-            return _fetch(session, wish, watch, begun_at)
+            content, in_memory = _fetch(session, wish, watch)
         except OriginError as error:
             if not borrow_listing(session, error):
                 raise
-            return _fetch(session, wish, watch, begun_at)
+            content, in_memory = _fetch(session, wish, watch)
+        count = len(content.plan.places) if isinstance(content, Gathered) else len(content)
+        return Fetched(content, watch.report(count), begun_at, in_memory, agent)
 
 
-def _fetch(session: Session, wish: Wish, watch: Stopwatch, begun_at: float) -> Fetched:
+def _fetch(session: Session, wish: Wish, watch: Stopwatch) -> "tuple[Content, bool]":
+    """Return the bytes, and whether what was mapped was in the page cache."""
     if wants_cuda(wish.device):
-        return _fetch_cuda(session, wish, watch, begun_at)
-    return _fetch_host(session, watch, begun_at)
+        request = Request(default_device(wish.device), check_dtype(wish.dtype), bounded=False)
+        return load_whole(session, request, watch).tensors, False
+    return _fetch_host(session, watch)
 
 
-def _fetch_host(session: Session, watch: Stopwatch, begun_at: float) -> Fetched:
+def _fetch_host(session: Session, watch: Stopwatch) -> "tuple[Content, bool]":
     in_memory = False
 
     def work(resolved: Resolved) -> Gathered:
@@ -79,14 +89,7 @@ def _fetch_host(session: Session, watch: Stopwatch, begun_at: float) -> Fetched:
         in_memory = mostly_resident(weights.memories.values())
         return gather(session, weights, None, watch)
 
-    gathered = in_one_version(session, work)
-    return Fetched(gathered, watch.report(len(gathered.plan.places)), begun_at, in_memory)
-
-
-def _fetch_cuda(session: Session, wish: Wish, watch: Stopwatch, begun_at: float) -> Fetched:
-    request = Request(default_device(wish.device), check_dtype(wish.dtype), bounded=False)
-    loaded = load_whole(session, request, watch)
-    return Fetched(loaded.tensors, loaded.report, begun_at, in_memory=False)
+    return in_one_version(session, work), in_memory
 
 
 def wants_cuda(device: Device | None) -> bool:

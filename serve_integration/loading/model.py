@@ -118,6 +118,7 @@ def _finish(
         ready_at=time.time(),
         in_memory=fetched.in_memory,
         is_start=is_start,
+        agent=fetched.agent,
     )
     report(module, ends)
     return module

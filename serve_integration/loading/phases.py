@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # the registry needs Ray, a load does not
     from weightstream.loader.report import LoadReport
+    from weightstream.serve_integration.loading.upstream import AgentCounts
     from weightstream.serve_integration.registry import Warmth
 
 Phase = Literal["process", "import", "header", "first_byte", "last_byte", "to_device", "ready"]
@@ -27,7 +28,6 @@ PHASES: tuple[Phase, ...] = (
 
 _WARMTH_OF: "dict[str, Warmth]" = {
     "origin": "origin",
-    "agent": "peer",
     "peer": "peer",
     "store": "disk",
     "mapped": "disk",
@@ -89,9 +89,17 @@ class Instants:
     ready_at: float
     in_memory: bool
     is_start: bool
+    agent: "AgentCounts"
 
-    def since(self, began_at: float) -> Phases:
-        """Return the phases, counted from an instant."""
+    def upstream(self) -> "Warmth":
+        """Return where the agent had most of what it gave; asks it, where it gave most."""
+        if warmth_of(self.report.bytes_by_source, in_memory=False) != "peer":
+            return "peer"
+        found = self.agent.upstream()
+        return "disk" if found == "store" else found
+
+    def since(self, began_at: float, upstream: "Warmth" = "peer") -> Phases:
+        """Return the phases, counted from an instant; `upstream` is where an agent's bytes were."""
         report, offset_s = self.report, self.fetch_began_at - began_at
 
         def fetched(end_s: float | None) -> float | None:
@@ -107,15 +115,17 @@ class Instants:
             last_byte_s=fetched(report.last_byte_s),
             to_device_s=self.to_device_at - began_at,
             ready_s=self.ready_at - began_at,
-            warmth=warmth_of(report.bytes_by_source, in_memory=self.in_memory),
+            warmth=warmth_of(report.bytes_by_source, in_memory=self.in_memory, upstream=upstream),
             bytes_total=report.bytes_total,
             bytes_by_source=dict(report.bytes_by_source),
             is_start=self.is_start,
         )
 
 
-def warmth_of(bytes_by_source: Mapping[str, int], *, in_memory: bool) -> "Warmth":
+def warmth_of(
+    bytes_by_source: Mapping[str, int], *, in_memory: bool, upstream: "Warmth" = "peer"
+) -> "Warmth":
     """Return where most of a model's bytes came from; what was on the node may be in its memory."""
     most = max(bytes_by_source, key=lambda source: bytes_by_source[source], default="origin")
-    warmth = _WARMTH_OF.get(most, "origin")
+    warmth = upstream if most == "agent" else _WARMTH_OF.get(most, "origin")
     return "memory" if warmth == "disk" and in_memory else warmth

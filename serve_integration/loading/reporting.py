@@ -137,7 +137,8 @@ def _report_failed_reload(uri: str, kept: str, cause: Exception) -> None:
 
 
 def _report(replica: Replica, ends: Instants) -> None:
-    phases = ends.since(replica_began_at() if ends.is_start else ends.called_at)
+    began_at = replica_began_at() if ends.is_start else ends.called_at
+    phases = ends.since(began_at, ends.upstream())
     _log(phases, replica)
     from weightstream.serve_integration.loading import noting
 

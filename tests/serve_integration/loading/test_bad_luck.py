@@ -137,6 +137,16 @@ def test_an_agent_that_hangs_in_mid_load_costs_no_start(
             os.kill(running.pid, signal.SIGCONT)
 
 
+def test_what_nobody_holds_comes_from_the_origin_through_the_agent(
+    cluster: RayCluster, model: Model
+) -> None:
+    up()
+    with Starting(cluster, model, "node2") as replica:
+        phases = replica.start()
+    assert max(phases.bytes_by_source, key=lambda one: phases.bytes_by_source[one]) == "agent"
+    assert phases.warmth == "origin"
+
+
 def test_what_a_peer_holds_comes_from_the_peer(
     cluster: RayCluster, origin: FaultProxy, model: Model
 ) -> None:

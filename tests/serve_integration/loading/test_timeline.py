@@ -8,6 +8,7 @@ import pytest
 from weightstream.serve_integration.loading.noting import ReplicaLoads
 from weightstream.serve_integration.loading.phases import Phases, warmth_of
 from weightstream.serve_integration.loading.picture import draw, program, weights
+from weightstream.serve_integration.loading.upstream import AgentCounts, most
 
 COLD = Phases(
     uri="s3://models/llama",
@@ -81,7 +82,6 @@ def test_a_picture_is_drawn(tmp_path: Path, suffix: str) -> None:
     ("sources", "in_memory", "expected"),
     [
         ({"origin": 9, "store": 1}, True, "origin"),
-        ({"agent": 9}, False, "peer"),
         ({"peer": 9, "origin": 3}, False, "peer"),
         ({"store": 9}, False, "disk"),
         ({"mapped": 9}, False, "disk"),
@@ -93,3 +93,18 @@ def test_warmth_is_where_most_bytes_came_from(
     sources: dict[str, int], in_memory: bool, expected: str
 ) -> None:
     assert warmth_of(sources, in_memory=in_memory) == expected
+
+
+def test_what_an_agent_gave_came_from_where_it_read_most() -> None:
+    before = {"origin": 100, "received": 50, "sent": 7}
+    assert most(before, before | {"sent": 900}) == "store"
+    assert most(before, {"origin": 105, "received": 54}) == "origin"
+    assert most(before, {"origin": 105, "received": 60}) == "peer"
+    assert most({}, {"received": 1}) == "peer"
+    assert warmth_of({"agent": 9}, in_memory=False, upstream="origin") == "origin"
+    assert warmth_of({"agent": 9}, in_memory=True, upstream="disk") == "memory"
+    assert warmth_of({"mapped": 9}, in_memory=False, upstream="origin") == "disk"
+
+
+def test_without_an_agent_nothing_is_asked(tmp_path: Path) -> None:
+    assert AgentCounts(tmp_path).upstream() == "origin"

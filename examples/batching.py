@@ -4,7 +4,8 @@ import torch
 from ray import serve
 from starlette.requests import Request
 
-from examples.shift import Shift, uri
+from examples.models import uri
+from examples.shift import Shift
 from weightstream.serve import load_model
 
 

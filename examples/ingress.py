@@ -7,7 +7,8 @@ and go on when they cannot be loaded.
 from fastapi import FastAPI
 from ray import serve
 
-from examples.shift import Shift, uri
+from examples.models import uri
+from examples.shift import Shift
 from weightstream.serve import Reloadable
 
 api = FastAPI()

@@ -6,7 +6,8 @@ The replica keeps two. A third pushes out the one used longest ago, whose memory
 from ray import serve
 from starlette.requests import Request
 
-from examples.shift import Shift, uri
+from examples.models import uri
+from examples.shift import Shift
 from weightstream.serve import aload_model
 
 

@@ -3,6 +3,7 @@
 from ray import serve
 from starlette.requests import Request
 
+from examples.models import uri
 from weightstream.serve import load_model, prefetch
 
 
@@ -11,10 +12,10 @@ class Plain:
     """Answers with one model."""
 
     def __init__(self) -> None:
-        from examples import shift
+        prefetch(uri(1))  # from here on the weights come, whatever is imported meanwhile
+        from examples.shift import Shift
 
-        prefetch(shift.uri(1))  # from here on the weights come, whatever is imported meanwhile
-        self.model = load_model(shift.Shift, shift.uri(1))
+        self.model = load_model(Shift, uri(1))
 
     def __call__(self, request: Request) -> str:
         """Shift `text`."""

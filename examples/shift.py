@@ -1,12 +1,4 @@
-"""The model of the examples: a Caesar cipher whose key lies in its weights, so answers are known.
-
-`MODELS` names the prefix that the models are under, such as `s3://models/shift`; without it they
-are made in a folder of this machine.
-"""
-
-import os
-import tempfile
-from pathlib import Path
+"""The model of the examples: a Caesar cipher whose key lies in its weights: answers are known."""
 
 import torch
 
@@ -33,20 +25,3 @@ class Shift(torch.nn.Module):
 def weights(key: int) -> dict[str, torch.Tensor]:
     """Return the state dict that shifts by `key`."""
     return {"rows.weight": torch.eye(26).roll(key, dims=1)}
-
-
-def uri(key: int | str) -> str:
-    """Return where the model with this key is."""
-    return f"{os.environ.get('MODELS') or _make_models()}/{key}"
-
-
-def _make_models() -> Path:
-    from safetensors.torch import save_file
-
-    home = Path(tempfile.gettempdir()) / f"weightstream-examples-{os.getuid()}"
-    for key in range(26):
-        (home / str(key)).mkdir(parents=True, exist_ok=True)
-        partial = home / f"{key}.{os.getpid()}"
-        save_file(weights(key), partial)
-        partial.rename(home / str(key) / "model.safetensors")
-    return home

@@ -6,7 +6,8 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from examples.shift import Shift, uri
+from examples.models import uri
+from examples.shift import Shift
 from weightstream.serve import load_model
 
 

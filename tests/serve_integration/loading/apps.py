@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from blake3 import blake3
-from examples.shift import Shift, uri
+from examples.models import uri
+from examples.shift import Shift
 from ray import serve
 from starlette.requests import Request
 

@@ -87,6 +87,7 @@ def test_a_start_is_recorded(cluster: RayCluster) -> None:
     assert ends[:1] + ends[-2:] == ["process", "to_device", "ready"]
     assert phases.first_byte_s is not None
     assert phases.last_byte_s is not None
+    assert phases.import_s - phases.process_s > 0.1  # the fetch began before torch was imported
     assert phases.process_s < phases.first_byte_s <= phases.last_byte_s <= phases.to_device_s
     assert registry.weights_of(deployment) == (
         registry.Weights("s3://models/shift/1", phases.bytes_total),

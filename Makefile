@@ -3,6 +3,7 @@
 # make check   lint, formatting, types
 # make bench   weightstream against its peers
 # make bench-swarm   N nodes on shaped links; root
+# make bench-serve   starts, moves, scaling and compaction of Ray Serve replicas; root
 # make build   wheel and source archive, in dist/
 #
 # Each verb makes what it needs in .venv first. Arguments: make test ARGS="-k store -x"
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 export PYTHON
 
-.PHONY: help demo test check bench bench-swarm build docs clean
+.PHONY: help demo test check bench bench-swarm bench-serve build docs clean
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -39,6 +40,13 @@ bench: $(VENV)/.bench
 
 bench-swarm: $(VENV)/.bench
 	$(BIN)/python -m weightstream.bench.cluster.run $(ARGS)
+
+bench-serve: $(VENV)/.bench
+	$(PIP) install --editable '.[serve]'
+	$(BIN)/python -m weightstream.bench.serve.run $(ARGS)
+	$(BIN)/python -m weightstream.bench.serve.fleet
+	$(BIN)/python -m weightstream.bench.serve.burst
+	$(BIN)/python -m weightstream.bench.serve.planner
 
 build: $(VENV)/.test
 	$(BIN)/python -m build --no-isolation --outdir dist .

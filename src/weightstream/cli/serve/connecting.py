@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated
@@ -16,10 +17,14 @@ Address = Annotated[
 ]
 
 
+_PROBE_S = 5.0
+
+
 @contextmanager
 def connected(address: str) -> Iterator[None]:
     """Be a driver of the cluster within the block; raises `ClusterError` when there is none."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns of it
+    _probe(address)
     import ray
 
     try:
@@ -31,3 +36,14 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Raise `ClusterError` where nobody listens: Ray itself would try for over a minute."""
+    host, _, port = address.rpartition(":")
+    if "/" in host or not host or not port.isdecimal():
+        return  # `auto`, `local`, `ray://...`
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _PROBE_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(f"no Ray cluster at {address}: {error}") from error

@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass, field
 
 from weightstream.errors import ClusterError
-from weightstream.log import get_logger
 from weightstream.serve_integration import registry
 from weightstream.serve_integration.compaction import facts, serving, survey, tuning
 from weightstream.serve_integration.compaction.desk import Desk
@@ -27,8 +26,6 @@ from weightstream.serve_integration.compaction.warming import (
     warm_by_agents,
 )
 from weightstream.serve_integration.nodes.fleet import node_states
-
-log = get_logger(__name__)
 
 _STABLE_S = 300.0
 """What Ray's own compaction waits by default; the controller's environment is not seen here."""

@@ -41,6 +41,8 @@ class State:
     verdicts: tuple[tuple[str, str, str], ...] = ()
     """(node, outcome, reason) of the last look."""
     failures: int = 0
+    failure: str = ""
+    """How the last attempt failed; empty after a success."""
     emptied: int = 0
     """Nodes since the controller started."""
     missing: Mapping[str, int] = field(default_factory=dict)

@@ -53,6 +53,9 @@ class Pilot:
     emptied: int = 0
     _guard: Guard = field(default_factory=Guard)
     _peaks: Peaks = field(default_factory=Peaks)
+    _failure: str = ""
+    _calm: bool = False
+    """Whether an attempt has failed in a hurry: no other one before the hurry is over."""
     _counts: Mapping[str, int] = field(default_factory=dict)
     _looking: Errand[Look] | None = None
     _warming: Errand[str] | None = None
@@ -85,8 +88,9 @@ class Pilot:
         if holder := self.desk.lease_holder:
             self._show("blocked", f"{holder} drains nodes")
             return False
+        self._calm = self._calm and self.desk.hurried
         wait_s = self._guard.wait_s(now, self._pace)
-        if wait_s and not self.desk.hurried:
+        if wait_s and not (self.desk.hurried and not self._calm):
             self._show("waiting", f"for {wait_s:.0f} s more: stability, cooldown, back-off")
             return False
         return True
@@ -178,11 +182,13 @@ class Pilot:
     def succeeded(self, now: float) -> None:
         """Note that the node was emptied, and taken or given up."""
         self.emptied += 1
+        self._failure = ""
         self._guard = self._guard.succeeded(now, self._pace)
         self._over("emptied the node")
 
-    def failed(self, now: float, why: str = "cancelled: the replicas stay where they were") -> None:
+    def failed(self, now: float, why: str) -> None:
         """Note that the node was not emptied."""
+        self._failure, self._calm = why, True
         self._guard = self._guard.failed(now, self._pace)
         self._over(why)
 
@@ -203,8 +209,8 @@ class Pilot:
     def _show(self, phase: str, text: str) -> None:
         node_id = self.plan.node_id if self.plan else ""
         rows, missing = rows_of(self._verdicts), self.missing()
-        failures = self._guard.failures
-        self.desk.show(State(phase, text, node_id, rows, failures, self.emptied, missing))
+        failures = self._guard.failures, self._failure
+        self.desk.show(State(phase, text, node_id, rows, *failures, self.emptied, missing))
 
 
 def _destinations(fleet: Fleet, plan: Plan) -> dict[str, list[str]]:

@@ -28,6 +28,7 @@ _T = TypeVar("_T")
 _FAILED_STARTS = 2
 """Replacements that may end before they run: one may be bad luck."""
 _COMPLAIN_EVERY_S = 60.0
+_RAYS_REASON = "Ray gave up, and said why in the controller's log"
 _UNREST = "replicas start, stop or move, or nodes drain"
 
 
@@ -58,6 +59,7 @@ class CompactingScheduler(DeploymentScheduler):  # type: ignore[misc]
         self._complaints = _Complaints()
         self._stable_since: float | None = None
         self._failed_starts = 0
+        self._why_cancelled = ""
         self._placing: DeploymentID | None = None
 
     def _or_ray(self, what: str, ours: Callable[[], _T], rays: Callable[[], _T]) -> _T:
@@ -159,11 +161,14 @@ class CompactingScheduler(DeploymentScheduler):  # type: ignore[misc]
             "weightstream: cancelled emptying node %s: %s; its replicas stay",
             self._compacting_node.target_node_id, why,
         )  # fmt: skip
+        self._why_cancelled = why
         self._fail_compaction()
 
     def _fail_compaction(self) -> None:
         super()._fail_compaction()
-        self._or_ray("backing off", lambda: self._pilot.failed(time.time()), lambda: None)
+        why, self._why_cancelled = self._why_cancelled or _RAYS_REASON, ""
+        text = f"cancelled, the replicas stay: {why}"
+        self._or_ray("backing off", lambda: self._pilot.failed(time.time(), text), lambda: None)
 
     def on_replica_stopping(self, replica_id: ReplicaID) -> None:
         """Count replacements that end before they ran."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 from tests.kit.ray_cluster import RayCluster, Traffic, wait_until
 from tests.serve_integration.compaction.command import compact, dry_run, watching
-from tests.serve_integration.compaction.scene import GO, at_rest, layout
+from tests.serve_integration.compaction.scene import GO, at_rest, layout, state
 
 from weightstream.serve_integration import registry
 from weightstream.serve_integration.compaction import ledger, tuning
@@ -56,7 +56,7 @@ def test_now_skips_the_waits_and_ends_when_nothing_is_left_to_do(
         assert len(set(layout(cluster).values())) == 2
         assert at_rest(cluster)
     assert traffic.failures() == []
-    assert "1 nodes emptied; no node can be emptied" in done.stdout
+    assert "nodes emptied: 1; no node can be emptied" in done.stdout
     assert not ledger.is_hurried()
 
 
@@ -67,8 +67,10 @@ def test_now_gives_up_where_replacements_do_not_start(
     done = compact(cluster, "--now")
     registry.note("test/fail", None)
     assert done.returncode == 8
-    assert "cancelled: the replicas stay where they were" in done.stdout
-    wait_until(lambda: layout(cluster) == apps and at_rest(cluster), "nothing has moved")
+    assert "the replicas stay: 2 replacements ended before they ran" in done.stdout
+    wait_until(lambda: at_rest(cluster), "nothing is left over")
+    assert layout(cluster) == apps
+    assert state().failures == 1, "it does not try again"
 
 
 def test_watch_leaves_the_work_to_the_controller(

@@ -82,7 +82,7 @@ def test_nodes_are_drained_and_nobody_notices(cluster: RayCluster) -> None:
         asked = [stack.enter_context(Traffic(cluster.url(f"/{name}"), 10)) for name in "abcp"]
         done = compact(cluster, "--now")
         assert done.returncode == 0, done.stderr
-        assert "1 nodes emptied; no node can be emptied" in done.stdout
+        assert "nodes emptied: 1; no node can be emptied" in done.stdout
         assert workers_alive() == 2
     assert [one.failures() for one in asked] == [[], [], [], []]
 

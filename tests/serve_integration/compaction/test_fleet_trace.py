@@ -11,7 +11,8 @@ def test_every_worker_is_full_before_the_load_drops(seed: int) -> None:
     used = [sum(found.sizes[app] * n for app, n in one.items()) for one in found.growth]
     assert len(used) == WORKERS
     assert all(CPUS - min(found.sizes.values()) < one <= CPUS for one in used)
-    least = sum(found.sizes[app] for app in found.steps[-1].targets)
+    least = sum(found.sizes[app] * n for app, n in found.steps[-1].targets.items())
+    assert least < 0.45 * WORKERS * CPUS
     assert least / CPUS <= found.best < WORKERS
 
 

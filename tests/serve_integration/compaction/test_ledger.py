@@ -96,7 +96,9 @@ def test_of_two_that_begin_at_once_one_is_refused(
 
 
 def test_a_state_is_what_was_written_and_grows_old(clock: Clock) -> None:
-    written = State("moving", "two", "n", (("n", "busy", "why"),), 1, 2, {"a": 1}, 990.0, 1000.0)
+    written = State(
+        "moving", "two", "n", (("n", "busy", "why"),), 1, "no", 2, {"a": 1}, 990.0, 1000.0
+    )
     ledger.write_state(written)
     assert ledger.read_state() == written
     clock.now += ledger.FRESH_S

@@ -91,6 +91,17 @@ def test_who_is_in_a_hurry_waits_only_for_a_fleet_that_changes(cluster: Cluster)
     assert not cluster.begin(101, "a/App is UPDATING")
 
 
+def test_a_failure_ends_the_hurry(cluster: Cluster) -> None:
+    cluster.desk.hurried = True
+    assert cluster.begin(100)
+    cluster.pilot.failed(101, "bad luck")
+    assert not cluster.begin(102)
+    cluster.desk.hurried = False
+    assert not cluster.begin(103)
+    cluster.desk.hurried = True
+    assert cluster.begin(104)
+
+
 def test_nothing_is_begun_while_somebody_drains_nodes(cluster: Cluster) -> None:
     cluster.desk.lease_holder, cluster.desk.hurried = "somebody", True
     assert not cluster.begin(100)
@@ -126,14 +137,16 @@ def test_a_fleet_that_changed_while_destinations_were_warmed_is_looked_at_again(
 
 def test_failures_and_successes_are_counted_and_waited_after(cluster: Cluster) -> None:
     cluster.begin(100)
-    cluster.pilot.failed(110)
+    cluster.pilot.failed(110, "bad luck")
     assert (cluster.state.failures, cluster.state.phase) == (1, "waiting")
-    assert not cluster.begin(111)
-    assert cluster.begin(141)
-    cluster.pilot.succeeded(141)
-    assert (cluster.state.failures, cluster.state.emptied) == (0, 1)
-    assert not cluster.begin(142)
-    assert cluster.begin(146)
+    assert not cluster.begin(111, "a/App is UPDATING")
+    assert cluster.state.failure == "bad luck", "also when something else has happened since"
+    assert not cluster.begin(112)
+    assert cluster.begin(151)
+    cluster.pilot.succeeded(151)
+    assert (cluster.state.failures, cluster.state.failure, cluster.state.emptied) == (0, "", 1)
+    assert not cluster.begin(152)
+    assert cluster.begin(156)
 
 
 def test_the_peak_of_lately_is_in_the_state(cluster: Cluster) -> None:

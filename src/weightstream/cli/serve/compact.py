@@ -1,5 +1,6 @@
 """`weightstream serve compact`: fewer nodes for the same replicas; shown first, done when asked."""
 
+import logging
 import re
 import signal
 import threading
@@ -208,7 +209,8 @@ def _who(report: Report) -> list[str]:
     if report.state is not None:
         lines.append(f"the controller: {_said(report.state)}")
         if report.state.failures:
-            lines.append(f"it has failed {report.state.failures} times in a row")
+            state = report.state
+            lines.append(f"failures in a row: {state.failures}; the last: {state.failure}")
     if report.lease_holder:
         lines.append(f"{report.lease_holder} drains nodes")
     if report.unrest:
@@ -224,18 +226,29 @@ def _said(state: "State") -> str:
 def _now(cli: Cli) -> int:
     from weightstream.serve_integration.compaction.compactor import compact_now
 
+    _hush()
     teller = _Teller(cli)
     state = compact_now(_until_signal(), teller)
-    cli.emit(state, f"{teller.emptied} nodes emptied; {state.text}")
-    return 0 if state.phase == "settled" else ClusterError.exit_code
+    settled = state.phase == "settled"
+    outcome = state.text if settled else state.failure or state.text
+    cli.emit(state, f"nodes emptied: {teller.emptied}; {outcome}")
+    return 0 if settled else ClusterError.exit_code
 
 
 def _watch(cli: Cli) -> int:
     from weightstream.serve_integration.compaction.compactor import watch
 
+    _hush()
     watch(_until_signal(), _Teller(cli))
     cli.note("a node that drains goes on draining")
     return 0
+
+
+def _hush() -> None:
+    """Keep what the drain engine tells the controller's log, too, off the terminal."""
+    import ray.serve  # noqa: F401 (sets the level of its log when it is imported)
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
 def _until_signal() -> threading.Event:

@@ -1,8 +1,10 @@
-"""What compaction saves: `python -m weightstream.bench.serve.fleet [--seed 2] [--tail 150]`.
+"""What compaction saves: `python -m weightstream.bench.serve.fleet [--seed 3] [--tail 120]`.
 
 Three runs of the same trace, each on a cluster of its own with five workers: without compaction,
 with Ray's, and with ours. The load fills the workers one after the other with replicas of eight
-apps of random sizes, then drops to one replica each; traffic goes on against all of them.
+apps of random sizes; then the load of random apps drops to nothing, and traffic goes on against the
+others. The seed decides what can be saved: with seed 3 four of the five workers are still in use
+and two would do, which is what most seeds come to.
 """
 
 import argparse
@@ -23,8 +25,8 @@ _TIMEOUT_S = 1200.0
 def main() -> None:
     """Run all three and print a table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--seed", type=int, default=2)
-    parser.add_argument("--tail", type=float, default=150.0, help="seconds after the last drop")
+    parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--tail", type=float, default=120.0, help="seconds after the last drop")
     parser.add_argument("--only", choices=KINDS, action="append", help="run just this one")
     given = parser.parse_args()
     outcomes = [_run(kind, given.seed, given.tail) for kind in given.only or KINDS]
@@ -46,7 +48,9 @@ def _run(kind: str, seed: int, tail_s: float) -> Outcome:
         raise BenchError(f"{kind}:\n{ended.stderr[-4000:]}")
     values = json.loads(ended.stdout.splitlines()[-1])
     tuples = {name: tuple(one) for name, one in values.items() if isinstance(one, list)}
-    return Outcome(**values | tuples)
+    outcome = Outcome(**values | tuples)
+    print(outcome, file=sys.stderr)  # a later run may fail, which costs minutes
+    return outcome
 
 
 def _shown(outcomes: list[Outcome]) -> Table:

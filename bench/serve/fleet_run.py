@@ -181,9 +181,9 @@ def _run(kind: str, cluster: Cluster, planned: Trace) -> Outcome:
     for targets in planned.growth:
         cluster.add_node(num_cpus=CPUS, object_store_memory=100 << 20)
         _grow(planned, targets)
-    urls = {app: _url(app) for app in planned.sizes if app in planned.steps[-1].targets}
+    left = [app for app, count in planned.steps[-1].targets.items() if count]
     with ExitStack() as stack:
-        traffic = [stack.enter_context(Traffic(url, 3.0, 0.2)) for url in urls.values()]
+        traffic = [stack.enter_context(Traffic(_url(app), 3.0, 0.2)) for app in left]
         scaler = stack.enter_context(Autoscaler())
         began_s = time.monotonic()
         for step in planned.steps:

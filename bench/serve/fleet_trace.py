@@ -10,6 +10,8 @@ CPUS = 4.0
 """Of each worker, as Ray counts them."""
 _APPS = "abcdefgh"
 _SIZES = (0.5, 1.0, 1.5, 2.0)
+_LEFT = 0.45
+"""Of the CPUs, at most."""
 
 Targets = Mapping[str, int]
 """App -> replicas."""
@@ -42,16 +44,32 @@ class Trace:
 
 
 def trace(seed: int, tail_s: float) -> Trace:
-    """Return a trace: five workers full of replicas; half of those go, then all but one each."""
+    """Return a trace: five workers full of replicas of apps, then some apps lose all their load.
+
+    As many as it takes until less than half of the CPUs are in use: half of their replicas go, then
+    the others. What is left lies where it lay.
+    """
     rnd = random.Random(seed)
     sizes = {app: rnd.choice(_SIZES) for app in _APPS}
     growth = tuple(_filled(sizes, rnd) for _ in range(WORKERS))
     peak: Counter[str] = Counter()
     for one in growth:
         peak.update(one)
-    half = {app: (count + 1) // 2 for app, count in peak.items()}
-    least = dict.fromkeys(peak, 1)
+    gone = _gone(sizes, peak, rnd)
+    half = {app: count // 2 if app in gone else count for app, count in peak.items()}
+    least = {app: 0 if app in gone else count for app, count in peak.items()}
     return Trace(sizes, growth, (Step(5, half), Step(15, least)), 15 + tail_s)
+
+
+def _gone(sizes: Mapping[str, float], peak: Targets, rnd: random.Random) -> set[str]:
+    """Return the apps whose load goes, in a random order."""
+    used, gone = sum(sizes[app] * count for app, count in peak.items()), set[str]()
+    for app in rnd.sample(sorted(peak), len(peak)):
+        if used < _LEFT * WORKERS * CPUS:
+            break
+        gone.add(app)
+        used -= sizes[app] * peak[app]
+    return gone
 
 
 def _filled(sizes: Mapping[str, float], rnd: random.Random) -> Counter[str]:

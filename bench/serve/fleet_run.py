@@ -24,6 +24,8 @@ from weightstream.bench.errors import BenchError
 from weightstream.bench.serve.apps import Serving
 from weightstream.bench.serve.fleet_trace import CPUS, Trace, node_seconds, trace
 from weightstream.bench.serve.traffic import Traffic
+from weightstream.serve_integration.compaction import tuning
+from weightstream.serve_integration.compaction.tuning import Tuning
 
 _FASTER = 60.0
 """How much faster than by default every wait is."""
@@ -44,8 +46,10 @@ KINDS: Mapping[str, Mapping[str, str]] = {
     "none": {"RAY_SERVE_NODE_COMPACTION_DELAY_S": "1e9"},
     "ray": {_CALLBACK: f"{_HERE}:install_nothing"},
     "weightstream": {_CALLBACK: f"{_HERE}:install"},
+    "no look back": {_CALLBACK: f"{_HERE}:install"},
 }
-"""Who compacts -> what is in the controller's environment."""
+"""Who compacts -> what is in the controller's environment. `no look back` is ours, too, without the
+room that it keeps for the load of lately: as Ray's, which keeps none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +140,8 @@ def main() -> None:
     given = parser.parse_args()
     os.environ.update({**_ENVIRONMENT, **KINDS[given.kind]})
     with _cluster() as cluster:
-        if given.kind == "weightstream":
-            _tune()
+        if KINDS[given.kind].get(_CALLBACK, "").endswith(":install"):
+            _tune(0.0 if given.kind == "no look back" else Tuning().look_back_s)
         print(json.dumps(asdict(_run(given.kind, cluster, trace(given.seed, given.tail)))))
 
 
@@ -163,16 +167,13 @@ def _port() -> int:
         return int(free.getsockname()[1])
 
 
-def _tune() -> None:
-    from weightstream.serve_integration.compaction import tuning
-    from weightstream.serve_integration.compaction.tuning import Tuning
-
+def _tune(look_back_s: float) -> None:
     usual = Tuning()
     tuning.write(
         Tuning(
             cooldown_s=usual.cooldown_s / _FASTER,
             backoff_s=usual.backoff_s / _FASTER,
-            look_back_s=usual.look_back_s / _FASTER,
+            look_back_s=look_back_s / _FASTER,
         )
     )
 

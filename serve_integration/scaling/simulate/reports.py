@@ -3,8 +3,8 @@
 A handle reads its gauges every `record_s`, sends the readings of the last `look_back_s` every
 `push_s`, and at once for a request that finds no replica; but that one is in the report only once
 the gauges have been read with it. The controller reduces the last report anew at each decision: to
-the largest reading, or to the mean over time with the last reading holding until now. Ray's mean
-begins with the newest replica's first reading, and never before there was a request. (Ray 2.60:
+the largest reading, or to the mean over time with the last reading holding until now. Both begin
+with the newest replica's first reading, and never before there was a request. (Ray 2.60:
 router.py, autoscaling_state.py, autoscaling_metrics_merge.py. One handle, without its double count
 of a new replica's first requests.)
 """
@@ -67,7 +67,9 @@ class Reports:
 
     def seen(self, now_s: float) -> Reading:
         """Return queued and running requests as the controller takes them to be."""
-        sent = _aligned(self._sent) if self._how.reduce == "ray" else self._sent
+        sent: Sequence[Reading] = self._sent
+        if self._how.reduce != "mean":
+            sent = _aligned(sent, only_changes=self._how.reduce == "max")
         if not sent:
             return Reading(now_s, 0, 0)
         if self._how.reduce == "max":
@@ -77,8 +79,12 @@ class Reports:
         return _mean(sent, max(now_s, sent[-1].at_s + 1e-3))
 
 
-def _aligned(sent: Sequence[Reading]) -> Sequence[Reading]:
-    """Return the readings over which Ray's mean goes, which merges a series for each replica."""
+def _aligned(sent: Sequence[Reading], only_changes: bool) -> Sequence[Reading]:
+    """Return the readings that Ray reduces, which merges a series for each replica.
+
+    The merged series has a point where something changed. Its mean also counts what lasts from
+    before the newest replica's first reading; its largest value does not.
+    """
     started, changed = 0, []
     for number, (before, after) in enumerate(pairwise((Reading(0, 0, 0), *sent))):
         if number and after.ready > before.ready:
@@ -87,6 +93,8 @@ def _aligned(sent: Sequence[Reading]) -> Sequence[Reading]:
             changed.append(number)
     if all(one.ready == 0 for one in sent):
         return sent  # a single series is not merged with any
+    if only_changes:
+        return [sent[number] for number in changed if number >= started or changed[-1] < started]
     if not changed:
         return ()
     return sent[max(started, changed[0]) if started <= changed[-1] else changed[0] :]

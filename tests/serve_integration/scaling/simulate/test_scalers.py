@@ -91,6 +91,8 @@ def test_rays_default_is_what_ray_decides(
 
 @example([(0, 0), (1, 0)], 2, "mean", 1)
 @example([(0, 0), (1, 0), (1, 1)], 2, "mean", 1)
+@example([(1, 0), (0, 0)], 1, "max", 1)
+@example([(1, 0), (1, 0)], 1, "max", 1)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=6),
     st.integers(0, 6),

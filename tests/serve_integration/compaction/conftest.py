@@ -43,6 +43,8 @@ def apps(cluster: RayCluster) -> Iterator[dict[str, str]]:
     registry.note("test/place", None)
     assert layout(cluster) == places
     yield places
+    # Deleted in mid-move, they would make it fail, and nothing moves for `GO.backoff_s` after that.
+    wait_until(lambda: state().phase != "moving", "the move is over")
     for name in places:
         serve.delete(name, _blocking=False)
     wait_until(lambda: not cluster.replicas(), "all is deleted")

@@ -112,6 +112,7 @@ def test_while_somebody_drains_nodes_nothing_is_begun(
         assert state().phase == "blocked"
         assert layout(cluster) == apps
     wait_until(lambda: len(set(layout(cluster).values())) == 2, "it may go on")
+    wait_until(lambda: at_rest(cluster), "the old replica is gone")
 
 
 def test_a_destination_that_dies_costs_the_old_replica_nothing(

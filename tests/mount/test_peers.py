@@ -141,3 +141,38 @@ def test_r24_a_peer_that_dawdles_is_not_waited_for(bucket: Bucket, nodes: Nodes)
         with reading(bucket) as reader:
             assert reader.result(PATIENCE_S).value == hashlib.sha256(data).hexdigest()
     assert sent(bucket) == 0
+
+
+def test_r24_a_peer_whose_disk_rots_is_no_source_of_wrong_bytes(
+    bucket: Bucket, nodes: Nodes
+) -> None:
+    _, there = made = nodes(2)
+    data = random_bytes(SIZE, "r24-rots")
+    start(made)
+    give(bucket, data, there)
+    (stored,) = [path for path in there.store.rglob("*") if path.stat().st_size >= SIZE]
+    with stored.open("r+b") as file:
+        for chunk in range(0, SIZE // MIB, 2):
+            file.seek(chunk * MIB + 12345)
+            file.write(bytes([data[chunk * MIB + 12345] ^ 1]))
+    there.agent.kill()  # it would serve from memory
+    there.start("--allow", "s3://models")
+    wait_acquainted(made)
+    with reading(bucket) as reader:
+        assert reader.result().value == hashlib.sha256(data).hexdigest()
+    assert SIZE // 2 <= sent(bucket) <= SIZE, "what is rotten comes from the origin, once"
+
+
+def test_r24_ones_own_agent_is_killed_in_mid_read(bucket: Bucket, nodes: Nodes) -> None:
+    here, there = made = nodes(2)
+    data = random_bytes(SIZE, "r24-own")
+    with Bridge(there.address) as bridge:
+        here.env["WEIGHTSTREAM_PEERS"] = bridge.address
+        start(made)
+        give(bucket, data, there)
+        bridge.rate_bytes_s = 8 * MIB
+        with reading(bucket) as reader:
+            reader.wait_for(lambda: here.peers()["received"] >= PART)
+            here.agent.kill()
+            assert reader.result().value == hashlib.sha256(data).hexdigest()
+    assert 0 < sent(bucket) <= SIZE - PART // 2

@@ -175,7 +175,7 @@ def _uris(text: str) -> tuple[str, ...]:
         return (text,)
     app, separator, name = text.partition("/")
     if not separator or not app or not name or "/" in name:
-        raise UsageError(f"{text!r} is neither a URI nor APP/DEPLOYMENT")
+        raise UsageError(f"{text!r} is neither a URI (a path is file:///...) nor APP/DEPLOYMENT")
     return uris_of(Deployment(app, name))
 
 

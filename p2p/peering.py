@@ -1,4 +1,4 @@
-"""A node's peers, put together of the settings: identity, exchange, members."""
+"""A node's peers, put together of the settings: identity, exchange, swarm, members."""
 
 from collections.abc import Callable
 
@@ -10,6 +10,7 @@ from weightstream.p2p.exchange import Exchange
 from weightstream.p2p.identity import open_identity
 from weightstream.p2p.manifest.known import Manifests
 from weightstream.p2p.members import open_membership
+from weightstream.p2p.swarm import open_swarm
 from weightstream.settings import Settings
 
 
@@ -24,15 +25,22 @@ def open_peering(
     Raises `UsageError` for settings that cannot be, `WeightstreamError` when the port is taken.
     """
     identity = open_identity(settings)
-    exchange = Exchange(
-        settings,
-        identity,
-        store,
-        engine.slabs,
-        engine.budget.limit_bytes,
-        sources,
-        Manifests(settings, origin_of=sources).digest,
-    )
+    carrier = open_swarm(settings, identity)
+    try:
+        exchange = Exchange(
+            settings,
+            identity,
+            store,
+            engine.slabs,
+            engine.budget.limit_bytes,
+            sources,
+            Manifests(settings, origin_of=sources).digest,
+            carrier,
+        )
+    except BaseException:
+        if carrier is not None:
+            carrier.close()
+        raise
     try:
         exchange.attach(open_membership(settings, identity, exchange.port))
     except BaseException:

@@ -37,17 +37,20 @@ class Planned:
         self._next = 0
         self._next_own = 0
         self._done = 0
-        self._epoch = self._seen_epoch = -1
+        self._epoch = -1
+        self._seen_era = (-1, -1)
 
     def next_flight(self) -> Flight | None:
         """Return a new flight for the next chunk that a peer is to give."""
         relay = self.relay
-        if relay.crowd.epoch != self._seen_epoch:  # what was ours may be a peer's now
-            self._seen_epoch, self._next = relay.crowd.epoch, 0
+        if relay.era != self._seen_era:  # what was ours, or the swarm's, may be a peer's now
+            self._seen_era, self._next = relay.era, 0
         while self._next < len(self.chunks):
             chunk = self.chunks[self._next]
             self._next += 1
-            if relay.is_wanting(chunk) and not route(relay.view(), chunk).is_own:
+            if relay.is_carried(chunk) or not relay.is_wanting(chunk):
+                continue
+            if not route(relay.view(), chunk).is_own:
                 flight, new = relay.board(chunk)
                 if new:
                     flight.unread = True

@@ -53,9 +53,17 @@ class Crowd:
         """Return who is known to have a chunk."""
         return tuple(node for node, flags in tuple(self._flags.items()) if any(flags))
 
+    def having(self, chunk: int) -> frozenset[str]:
+        """Return who is known to have a chunk."""
+        return _Holders(self._flags)[chunk]
+
     def home(self, chunk: int) -> str:
         """Return who reads a chunk from the origin when nobody is down or slow."""
         return self._homes.home(chunk)
+
+    def rank(self, chunk: int) -> tuple[str, ...]:
+        """Return all who read from the origin as they stand in for each other: the home first."""
+        return self._homes.rank(chunk)
 
     @property
     def starts(self) -> Mapping[str, int]:

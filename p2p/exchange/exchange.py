@@ -21,16 +21,19 @@ from weightstream.cachefs.fetch.slabs import SlabPool
 from weightstream.cachefs.fetch.source import Source, Transfer
 from weightstream.cachefs.origin import Checksum
 from weightstream.cachefs.store import Store
-from weightstream.cachefs.store.write_back import copy
-from weightstream.errors import LoadCancelled, UnavailableError, UsageError
+from weightstream.errors import LoadCancelled, UsageError
 from weightstream.p2p.exchange.bulk import Bulk, Planned
+from weightstream.p2p.exchange.carrier import Carrier, carry
 from weightstream.p2p.exchange.client import PeerClient
-from weightstream.p2p.exchange.flights import Flight, FlightState, Shelf
+from weightstream.p2p.exchange.flights import Flight, Shelf
 from weightstream.p2p.exchange.gate import Gate
 from weightstream.p2p.exchange.joining import Joining
 from weightstream.p2p.exchange.lanes import Lanes
-from weightstream.p2p.exchange.relay import Neighbours, Parts, Relay
+from weightstream.p2p.exchange.parts import Neighbours, Parts
+from weightstream.p2p.exchange.reading import ChunkReader
+from weightstream.p2p.exchange.relay import Relay
 from weightstream.p2p.exchange.server import Asked, HeldChunk, Server
+from weightstream.p2p.exchange.vouching import answer, parse_question
 from weightstream.p2p.identity import Identity
 from weightstream.p2p.members import Membership
 from weightstream.p2p.schedule import ORIGIN, route
@@ -39,11 +42,10 @@ from weightstream.settings import Settings
 log = logging.getLogger(__name__)
 
 _BYTES = 'weightstream_peer_bytes_total{{way="{}"}}'
-_STEP_BYTES = 1 << 20
-_LOOK_S = 0.05
-"""How soon a read that waits sees that a fault has come to it."""
 _HOUSE_S = 1.0
 _REST_S = 20.0
+_LEAVE_S = 60.0
+"""A swarm in which nothing moves, and that nobody reads from, is left, and its file removed."""
 _FORGET_S = 300.0
 _STREAMS_ALONE = 8
 
@@ -74,6 +76,7 @@ class Exchange:
         budget_bytes: int,
         sources: Callable[[Blob], Source | None],
         digest_of: Callable[[Blob, int, int], bytes | None] = lambda blob, size, chunk: None,
+        carrier: Carrier | None = None,
     ) -> None:
         self._settings = settings
         self._identity = identity
@@ -96,8 +99,9 @@ class Exchange:
         )
         self._parts = Parts(
             identity.node, store, self._shelf, self._gate, self._client, self._neighbours,
-            self._suspect, self._may_read, digest_of,
+            self._suspect, self._may_read, digest_of, carrier,
         )  # fmt: skip
+        self._reader = ChunkReader(settings.deadline_s, lambda: self._closed)
         self._joining = Joining(self._parts, settings)
         self._server = Server(settings.peer_listen, self, identity, self._sending)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="weightstream-manifest")
@@ -125,7 +129,7 @@ class Exchange:
         while done < len(into):
             i, offset = divmod(start + done, relay.chunk_size)
             count = min(len(relay.chunk(i)) - offset, len(into) - done)
-            self._read_chunk(relay, i, offset, into[done : done + count], transfer, urgent)
+            self._reader.read(relay, i, offset, into[done : done + count], transfer, urgent)
             urgent = False  # what is read behind the chunk that somebody waits for is bulk
             done += count
 
@@ -147,75 +151,24 @@ class Exchange:
     def end_plan(self, planned: Sequence[Planned]) -> None:
         """See `_Plan.close`."""
         self._bulk.remove(planned)
+        going_on = self._bulk.blobs
         for one in planned:
             one.relay.rest()
+            carried = one.relay.carried
+            if carried is not None and one.relay.blob not in going_on:
+                carried.rest()
 
     def _begin_plan(self, planned: Sequence[Planned]) -> None:
         for one in planned:
+            carried = carry(one.relay, self._parts.carrier)
+            if carried is not None:
+                carried.want(one.chunks)
             self._joining.begin(one.relay)
             self._pool.submit(self._parts.digest_of, one.relay.blob, one.relay.chunk_size, 0)
         for one in planned:
             self._joining.wait(one.relay, urgent=False)
         self._bulk.add([one for one in planned if one.is_open])
         self._gate.poke()
-
-    def _read_chunk(
-        self, relay: Relay, i: int, offset: int, into: memoryview, transfer: Transfer, urgent: bool
-    ) -> None:
-        """Copy a part of a chunk out of its flight, while it arrives where that is allowed."""
-        flight = relay.flight(i)
-        if flight is None and relay.read_stored(i, offset, into):
-            transfer.advance(len(into))
-            return
-        flight = relay.want(i, urgent)
-        cancelled = threading.Event()
-
-        def cancel() -> None:
-            cancelled.set()
-            flight.wake()
-
-        transfer.on_cancel(cancel)
-        try:
-            self._copy(relay, flight, offset, into, transfer, cancelled)
-        finally:
-            transfer.on_cancel(None)
-
-    def _copy(
-        self,
-        relay: Relay,
-        flight: Flight,
-        offset: int,
-        into: memoryview,
-        transfer: Transfer,
-        cancelled: threading.Event,
-    ) -> None:
-        done, until_s = 0, time.monotonic() + self._settings.deadline_s
-        while done < len(into):
-            visible = flight.wait_beyond(offset + done, _LOOK_S, local=True)
-            if cancelled.is_set() or self._closed:
-                raise LoadCancelled(f"{flight.blob.uri} {flight.extent}: not wanted any more")
-            if flight.state is FlightState.FAILED:
-                raise _failure(flight)
-            count = min(visible - offset, len(into)) - done
-            count = min(count, _STEP_BYTES)
-            if count <= 0:
-                if transfer.urgent:
-                    relay.hurry(flight)
-                if time.monotonic() > until_s:
-                    raise UnavailableError(f"{flight.blob.uri} {flight.extent}: no byte in time")
-                continue
-            slab = flight.hold()
-            if slab is None:
-                raise UnavailableError(f"{flight.blob.uri} {flight.extent}: its memory was needed")
-            try:
-                copy(slab.view[offset + done : offset + done + count], into[done : done + count])
-            finally:
-                slab.release()
-            done += count
-            until_s = time.monotonic() + self._settings.deadline_s
-            transfer.advance(count)
-        if offset + done == len(flight.extent):
-            flight.unread = False
 
     # What the server asks
 
@@ -231,6 +184,15 @@ class Exchange:
     def joined(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `Home`."""
         return self._joining.joined(message, self._known, self._peek)
+
+    def digests(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See `Home`."""
+        blob_id, chunk_size, chunks = parse_question(message)
+        relay = self._known(blob_id, chunk_size)
+        if relay is None:
+            return answer({}, ())
+        asked = [i for i in chunks if i < relay.n_chunks]
+        return answer({i: relay.digest(i) for i in asked}, filter(relay.stands_by, asked))
 
     def progress(self) -> int:
         """See `Home`."""
@@ -251,6 +213,8 @@ class Exchange:
             return None
         relay.used_s = time.monotonic()
         flight = relay.flight(chunk)
+        if flight is not None and flight.is_parked:
+            flight = None
         if flight is not None and self._is_passable(flight, asked.node):
             flight.is_needed = True
             if asked.fault and flight.is_at_gate:
@@ -275,7 +239,7 @@ class Exchange:
                 return None
             flight, new = relay.board(chunk)
             flight.is_needed = True
-            if new:
+            if new or flight.is_parked:
                 relay.want_own(flight, asked.fault)
             return flight
         return relay.want(chunk, asked.fault)  # passed on to whom we are a parent in a tree
@@ -349,7 +313,9 @@ class Exchange:
         """Return what is going on."""
         crowds = {r.blob.uri: len(r.crowd.nodes) for r in self._all_relays() if not r.is_idle}
         counted = metrics.samples()
-        ways = ("received", "sent", "origin")
+        ways = ["received", "sent", "origin"]
+        if self._parts.carrier is not None:
+            ways += ["swarm_received", "swarm_sent"]
         return PeeringStatus(
             members=tuple(sorted((self._identity.node, *self._neighbours.alive()))),
             crowds=crowds,
@@ -378,6 +344,8 @@ class Exchange:
             relay.fail(LoadCancelled("the exchange was closed"))
             relay.close()
         self._shelf.drop_all()
+        if self._parts.carrier is not None:
+            self._parts.carrier.close()
         if self._membership is not None:
             self._membership.close()
 
@@ -389,14 +357,10 @@ class Exchange:
             if all(now_s - relay.used_s > _REST_S for relay in relays):
                 self._shelf.drop_idle()
             for relay in relays:
+                if now_s - relay.used_s > _LEAVE_S and relay.blob not in self._bulk.blobs:
+                    relay.drop_carried()
                 if now_s - relay.used_s > _FORGET_S and relay.is_idle:
                     with self._lock:
                         self._relays.pop((relay.blob.id, relay.chunk_size), None)
                     self._joining.forget(relay)
                     relay.close()
-
-
-def _failure(flight: Flight) -> Exception:
-    error = flight.error
-    assert error is not None
-    return error

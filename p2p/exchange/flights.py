@@ -37,7 +37,14 @@ class FlightState(Enum):
 class Flight:
     """One chunk on its way. Thread-safe."""
 
-    def __init__(self, blob: Blob, chunk: int, extent: Extent) -> None:
+    def __init__(
+        self,
+        blob: Blob,
+        chunk: int,
+        extent: Extent,
+        offer: "Callable[[Flight], None]" = lambda flight: None,
+    ) -> None:
+        """`offer` hears when there is more of it that may be trusted."""
         self.blob = blob
         self.chunk = chunk
         self.extent = extent
@@ -59,9 +66,12 @@ class Flight:
         self.is_needed = False
         """A reader or a peer waits for it."""
         self.is_queued = False
+        self.is_parked = False
+        """Nobody brings it yet: the swarm may."""
         self.unread = False
         """A local plan wants it, and nobody has read it yet."""
         self.slab: Slab | None = None
+        self._offer = offer
         self._claimed = False
         self._passing = 0
         self._changed = threading.Condition()
@@ -107,6 +117,8 @@ class Flight:
             self.position += count
             if self.from_origin or self._passing:
                 self._changed.notify_all()
+        if self.from_origin:
+            self._offer(self)
 
     def land(self, digest: bytes) -> None:
         """Say that all bytes are there and are what `digest` says."""
@@ -115,6 +127,7 @@ class Flight:
             self.position = len(self.extent)
             self.state = FlightState.LANDED
             self._changed.notify_all()
+        self._offer(self)
 
     def fail(self, error: WeightstreamError) -> None:
         """Say that nobody gave it."""
@@ -247,6 +260,9 @@ class Shelf:
                 return flight
         if idle:
             return idle[0]
+        for flight in self._landed.values():
+            if self._is_stored(flight):  # its reader finds it there
+                return flight
         return next(reversed(self._landed.values()), None) if needed else None
 
     def _let_go(self, flight: Flight) -> None:

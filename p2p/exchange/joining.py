@@ -13,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from weightstream.cachefs.blob import Blob
+from weightstream.p2p.exchange.carrier import carry
 from weightstream.p2p.exchange.client import PeerError
 from weightstream.p2p.exchange.crowds import pack_flags, unpack_flags
-from weightstream.p2p.exchange.relay import Parts, Relay
+from weightstream.p2p.exchange.parts import Parts
+from weightstream.p2p.exchange.relay import Relay
 from weightstream.p2p.exchange.wire import WireError
 from weightstream.p2p.members import Member
 from weightstream.p2p.schedule.homes import late_start
@@ -88,6 +90,9 @@ class Joining:
             relay.crowd.add(node, message.get("reads_origin") is True, held, start)
         elif not began:
             relay.crowd.add(node, message.get("reads_origin") is True, held, 0)
+        if message.get("swarm") and began:
+            carry(relay, self._parts.carrier)
+        relay.meet(node, message.get("swarm"))
         return self._about(relay)
 
     def leave(self) -> None:
@@ -117,6 +122,7 @@ class Joining:
             "held": pack_flags(held),
             "begun": any(held),
             "start": relay.crowd.starts[self._parts.me],
+            "swarm": relay.swarm_port,
         }
 
     def _ask_all(self, relay: Relay) -> None:
@@ -166,6 +172,7 @@ class Joining:
                 if not isinstance(start, int) or not 0 <= start < _MOST_START:
                     raise WireError("a join's answer without a start")
                 relay.crowd.add(member.node, said.get("reads_origin") is True, held, start)
+                relay.meet(member.node, said.get("swarm"))
             return said.get("begun") is True
         except (PeerError, WireError) as error:
             log.info("%s", error)

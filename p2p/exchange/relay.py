@@ -7,81 +7,35 @@ the exchange itself writes nothing into it: who asked for the bytes keeps them.
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from blake3 import blake3
 
 from weightstream import metrics
 from weightstream.cachefs.blob import Blob, Extent
-from weightstream.cachefs.store import Store, StoredBlob
-from weightstream.cachefs.store.state import present_flags
-from weightstream.errors import StoreError, UnavailableError, WeightstreamError
+from weightstream.errors import UnavailableError, WeightstreamError
+from weightstream.p2p.exchange.carrier import Carried
 from weightstream.p2p.exchange.client import (
     AbsentError,
     ChunkName,
     ElsewhereError,
-    PeerClient,
     PeerError,
 )
 from weightstream.p2p.exchange.crowds import Crowd
-from weightstream.p2p.exchange.flights import Flight, FlightState, Shelf
-from weightstream.p2p.exchange.gate import Gate
+from weightstream.p2p.exchange.flights import Flight, FlightState
+from weightstream.p2p.exchange.here import Here
+from weightstream.p2p.exchange.parts import Parts
 from weightstream.p2p.exchange.server import HeldChunk
 from weightstream.p2p.exchange.sinks import FlightSink, HurryError, SlowError, WrongError
+from weightstream.p2p.exchange.vouching import Vouched, ask_digests
 from weightstream.p2p.members import Member
-from weightstream.p2p.schedule import ORIGIN, View, is_slow, route
+from weightstream.p2p.schedule import ORIGIN, View, route
 
 log = logging.getLogger(__name__)
 
-_LOOK_AGAIN_S = 0.5
 _ROOM_S = 30.0
 _TRIES = 8
-
-
-class Neighbours:
-    """Everybody else, as the whole exchange sees them. Thread-safe."""
-
-    def __init__(self, members: Callable[[], tuple[Member, ...]], client: PeerClient) -> None:
-        self._members = members
-        self._client = client
-        self._banned: set[str] = set()
-        self._zones: dict[str, str] = {}
-
-    def zones(self) -> Mapping[str, str]:
-        """Return everybody's zone, also of those who are down: trees stay as they are."""
-        self._zones.update({member.node: member.zone for member in self._members()})
-        return self._zones
-
-    def alive(self) -> Mapping[str, Member]:
-        """Return who answers now, by name."""
-        return {m.node: m for m in self._members() if m.node not in self._banned}
-
-    def slow(self) -> frozenset[str]:
-        """Return who gives far less than the others."""
-        paces = self._client.paces.now()
-        return frozenset(node for node in paces if is_slow(paces, node))
-
-    def ban(self, node: str) -> None:
-        """Never ask a node again: it gave bytes that are not what it says."""
-        self._banned.add(node)
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What relays share."""
-
-    me: str
-    store: Store | None
-    shelf: Shelf
-    gate: Gate
-    client: PeerClient
-    neighbours: Neighbours
-    suspect: Callable[[str, str], None]
-    may_read: Callable[[Blob], bool]
-    """Whether this node may read the blob's origin."""
-    digest_of: Callable[[Blob, int, int], bytes | None]
-    """The published hash of a chunk, if there is one."""
 
 
 class Relay:
@@ -95,21 +49,27 @@ class Relay:
         self.used_s = time.monotonic()
         self._parts = parts
         self._lock = threading.Lock()
+        self.carrying = threading.Lock()
+        """Held where `carried` is set."""
         self._flights: dict[int, Flight] = {}
-        self._stored: StoredBlob | None = None
-        self._looked_s = 0.0
+        self.carried: Carried | None = None
+        """The swarm of it, where this node takes part in one."""
+        self._here = Here(blob, chunk_size, parts.store, lambda: self.carried)
 
     def chunk(self, i: int) -> Extent:
         """Return the bytes that chunk `i` covers."""
         start = i * self.chunk_size
         return Extent(start, min(start + self.chunk_size, self.blob.size))
 
+    def alive(self) -> Mapping[str, Member]:
+        """Return who answers now, by name."""
+        return self._parts.neighbours.alive()
+
     # What is here
 
     def held_flags(self) -> bytes:
         """Return a byte per chunk: 1 where it is here, or coming from the origin."""
-        stored = self._in_store()
-        flags = bytearray(present_flags(stored.states())) if stored else bytearray(self.n_chunks)
+        flags = self._here.flags()
         with self._lock:
             for i, flight in self._flights.items():
                 if flight.state is FlightState.LANDED or flight.from_origin:
@@ -117,57 +77,108 @@ class Relay:
         return bytes(flags)
 
     def is_stored(self, i: int) -> bool:
-        """Say whether chunk `i` is in the store."""
-        stored = self._in_store()
-        return stored is not None and bool(present_flags(bytes([stored.state(i)]))[0])
+        """Say whether chunk `i` is on this node's disk."""
+        return self._here.has(i)
 
     def is_wanting(self, i: int) -> bool:
         """Say that chunk `i` is neither here nor on its way."""
-        with self._lock:
-            flight = self._flights.get(i)
-        if flight is not None and flight.state is not FlightState.FAILED:
-            return False
-        return not self.is_stored(i)
+        return self.flight(i) is None and not self.is_stored(i)
 
     def is_here(self, i: int) -> bool:
-        """Say whether chunk `i` has landed, or is in the store."""
-        with self._lock:
-            flight = self._flights.get(i)
-        return (flight is not None and flight.state is FlightState.LANDED) or self.is_stored(i)
+        """Say whether chunk `i` has landed, or is on disk."""
+        return self._landed(i) is not None or self.is_stored(i)
 
     def held(self, i: int) -> HeldChunk | None:
-        """Return chunk `i` of the store, verified, to be sent."""
-        stored = self._in_store()
-        if stored is None or not self.is_stored(i):
-            return None
-        try:
-            if not stored.read_into(i, 0, memoryview(bytearray(1))):
-                return None
-            extent = self.chunk(i)
-            return HeldChunk(stored.open_data(), extent.start, len(extent), stored.digest(i))
-        except StoreError as error:
-            log.debug("not served from the store: %s", error)
-            return None
+        """Return chunk `i` of this node's disk, verified, to be sent."""
+        return self._here.held(i, self.chunk(i))
 
     def read_stored(self, i: int, offset: int, into: memoryview) -> bool:
-        """Read from the store; False when the chunk is not there."""
-        stored = self._in_store()
-        return stored is not None and self.is_stored(i) and stored.read_into(i, offset, into)
+        """Read from disk; False when the chunk is not there."""
+        return self._here.read(i, offset, into)
 
-    def _in_store(self) -> StoredBlob | None:
-        store, now_s = self._parts.store, time.monotonic()
-        if self._stored is None and store is not None and now_s >= self._looked_s:
-            self._looked_s = now_s + _LOOK_AGAIN_S
-            try:
-                found = store.find_blob(self.blob)
-            except StoreError as error:
-                log.debug("no store behind %s: %s", self.blob.uri, error)
-                return None
-            if found is not None and found.chunk_size != self.chunk_size:
-                found.close()
-                found = None
-            self._stored = found
-        return self._stored
+    def digest(self, i: int) -> bytes | None:
+        """Return the BLAKE3 of chunk `i` if it is here."""
+        landed = self._landed(i)
+        return self._here.digest(i) if landed is None else landed.digest
+
+    def stands_by(self, i: int) -> bool:
+        """Say that this node passed on nothing wrong of chunk `i` in the swarm."""
+        carried = self.carried
+        return carried is not None and carried.stands_by(i)
+
+    def published(self, i: int) -> bytes | None:
+        """Return the published BLAKE3 of chunk `i`, if there is one."""
+        return self._parts.digest_of(self.blob, self.chunk_size, i)
+
+    def _landed(self, i: int) -> Flight | None:
+        flight = self.flight(i)
+        return flight if flight is not None and flight.state is FlightState.LANDED else None
+
+    # The swarm
+
+    def drop_carried(self) -> None:
+        """Take no part in the swarm any more."""
+        with self.carrying:  # until it is closed: the next one has the same name
+            carried, self.carried = self.carried, None
+            if carried is not None:
+                carried.close()
+
+    def is_carried(self, i: int) -> bool:
+        """Say that the swarm brings chunk `i`."""
+        carried = self.carried
+        return carried is not None and carried.carries(i)
+
+    @property
+    def era(self) -> tuple[int, int]:
+        """Return what changes when chunks may have to be brought by somebody else."""
+        carried = self.carried
+        return self.crowd.epoch, carried.era if carried is not None else 0
+
+    @property
+    def swarm_port(self) -> int:
+        """Return where this node takes part in the blob's swarm; 0: it does not."""
+        carrier = self._parts.carrier
+        return carrier.port if carrier is not None and self.carried is not None else 0
+
+    def meet(self, node: str, port: object) -> None:
+        """Hear that a node takes part in the swarm; `port` as it said."""
+        carried = self.carried
+        if isinstance(port, int) and 0 < port < 1 << 16 and carried is not None:
+            carried.meet(node, port)
+
+    def stored_path(self) -> Path | None:
+        """Return the store's file of it, if all of it is there."""
+        return self._here.whole_path()
+
+    def stored_chunks(self) -> Sequence[int]:
+        """Return the chunks that are in the store."""
+        return self._here.stored_chunks()
+
+    def vouchers(self, i: int) -> list[str]:
+        """Return who may know the hash of chunk `i`: its home first."""
+        alive = self.alive()
+        having = sorted(self.crowd.having(i))
+        return [node for node in dict.fromkeys((*self.crowd.rank(i), *having)) if node in alive]
+
+    def ask_digests(self, node: str, chunks: Iterable[int]) -> Vouched:
+        """Return what a member vouches for; raises `PeerError`."""
+        member = self.alive().get(node)
+        if member is None:
+            raise PeerError(f"peer {node} is gone")
+        return ask_digests(self._parts.client, member, self.blob.id, self.chunk_size, chunks)
+
+    def dawdle(self, node: str) -> None:
+        """Have others stand in for a node for a while: the swarm waits for what it alone has."""
+        self._parts.neighbours.dawdle(node)
+
+    def ban(self, node: str) -> None:
+        """Never ask a node again."""
+        self._parts.neighbours.ban(node)
+
+    def _offer(self, flight: Flight) -> None:
+        carried = self.carried
+        if carried is not None:
+            carried.offer(flight)
 
     # Flights
 
@@ -183,7 +194,7 @@ class Relay:
             flight = self._flights.get(i)
             if flight is not None and flight.state is not FlightState.FAILED:
                 return flight, False
-            flight = self._flights[i] = Flight(self.blob, i, self.chunk(i))
+            flight = self._flights[i] = Flight(self.blob, i, self.chunk(i), self._offer)
             return flight, True
 
     def forget(self, flight: Flight) -> None:
@@ -192,17 +203,19 @@ class Relay:
             if self._flights.get(flight.chunk) is flight:
                 del self._flights[flight.chunk]
 
+    def flights(self) -> list[Flight]:
+        """Return what is on its way or landed."""
+        with self._lock:
+            return list(self._flights.values())
+
     def rest(self) -> None:
         """Say that no plan wants anything of it any more."""
-        with self._lock:
-            for flight in self._flights.values():
-                flight.unread = False
+        for flight in self.flights():
+            flight.unread = False
 
     def fail(self, error: WeightstreamError) -> None:
         """End what is on its way."""
-        with self._lock:
-            flights = list(self._flights.values())
-        for flight in flights:
+        for flight in self.flights():
             flight.fail(error)
 
     @property
@@ -220,21 +233,33 @@ class Relay:
         self.used_s = time.monotonic()
         flight, new = self.board(i)
         flight.is_needed = True
+        carried = self.carried
         if new:
             if route(self.view(), i).is_own:
                 self.want_own(flight, urgent)
+            elif carried is not None and carried.carries(i) and not urgent:
+                carried.park(flight)
             else:
                 flight.urgent = urgent
-                threading.Thread(
-                    target=self.bring, args=(flight,), daemon=True, name="weightstream-bring"
-                ).start()
+                self.start(flight)
         elif urgent:
             self.hurry(flight)
         return flight
 
+    def start(self, flight: Flight) -> None:
+        """Bring a flight on a thread of its own."""
+        flight.is_parked = False
+        threading.Thread(
+            target=self.bring, args=(flight,), daemon=True, name="weightstream-bring"
+        ).start()
+
     def hurry(self, flight: Flight) -> None:
         """A reader waits for it: bring it before bulk, anew if it runs as bulk."""
         if flight.is_hurried or flight.urgent:
+            return
+        if flight.is_parked:
+            flight.urgent = True
+            self.start(flight)
             return
         if flight.is_at_gate:
             flight.is_hurried = True
@@ -358,6 +383,6 @@ class Relay:
         raise AbsentError(f"{what} of peer {member.node} is not what was published")
 
     def close(self) -> None:
-        """Let go of the store's blob."""
-        if self._stored is not None:
-            self._stored.close()
+        """Let go of what is on disk."""
+        self.drop_carried()
+        self._here.close()

@@ -72,6 +72,10 @@ class Home(Protocol):
         """Hear that a node loads a blob; raises WireError for a message that makes no sense."""
         ...
 
+    def digests(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the hashes of chunks that this node vouches for; raises WireError."""
+        ...
+
     def progress(self) -> int:
         """Return how many bytes it has got so far, of whatever."""
         ...
@@ -167,6 +171,8 @@ class Server:
             _send_json(channel, self._home.hello())
         elif method == "POST" and path == "/v1/join":
             _send_json(channel, self._home.joined(channel.read_json(head.length)))
+        elif method == "POST" and path == "/v1/digests":
+            _send_json(channel, self._home.digests(channel.read_json(head.length)))
         elif method == "POST" and path == "/v1/leave":
             self._home.left(channel.read_json(head.length))
             _send_json(channel, {})

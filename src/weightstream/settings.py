@@ -231,6 +231,18 @@ class Settings(BaseSettings):
     peer_window: Bytes = Field(
         64 << 20, ge=1 << 20, description="Bytes in flight from all peers together."
     )
+    peer_transport: Literal["exchange", "swarm"] = Field(
+        "exchange",
+        description="How bulk goes between peers: over HTTP, or in a swarm over BitTorrent (the "
+        "extra `p2p`). A swarm costs a process, a port (`swarm_listen`) and, while a crowd loads, "
+        "a second copy of the file on the store's disk; chunks come in any order, so a model's "
+        "first layers come later. Single chunks that a reader waits for always go over HTTP.",
+    )
+    swarm_listen: str = Field(
+        "0.0.0.0:7473",
+        description="Where the agent takes part in swarms with `peer_transport` swarm, "
+        "`address:port`.",
+    )
     manifest_key_file: str = Field(
         "",
         description="File with the Ed25519 public key (PEM) that published manifests must be "
@@ -412,6 +424,7 @@ _ARTICLES = {
     "auto | on | off": "auto, on or off",
     "auto | always": "auto or always",
     "auto | off": "auto or off",
+    "exchange | swarm": "exchange or swarm",
     "text": "text",
     "auto | kernel | fuse-python": "auto, kernel or fuse-python",
     "DEBUG | INFO | WARNING | ERROR": "DEBUG, INFO, WARNING or ERROR",

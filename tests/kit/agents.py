@@ -104,12 +104,17 @@ class Node:
             agent.__exit__()
 
 
-def make_nodes(count: int, folder: Path, env: Mapping[str, str]) -> list[Node]:
-    """Return nodes without agents that share a secret and will know each other by a list."""
+def make_nodes(
+    count: int, folder: Path, env: Mapping[str, str], host: str = "127.0.0.1"
+) -> list[Node]:
+    """Return nodes without agents that share a secret and will know each other by a list.
+
+    `host` may have `{}` for the node's number from 2.
+    """
     secret = folder / "secret"
     secret.write_text("a secret of the whole cluster")
     secret.chmod(0o600)
-    addresses = [f"127.0.0.1:{free_port()}" for _ in range(count)]
+    addresses = [f"{host.format(i + 2)}:{free_port()}" for i in range(count)]
     common = {
         "WEIGHTSTREAM_STORE_MIN_FREE_BYTES": "0",
         "WEIGHTSTREAM_CHUNK_SIZE": "1MiB",

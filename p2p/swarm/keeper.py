@@ -1,4 +1,5 @@
-"""The swarm's process as the agent sees it: started, spoken to, started again when it dies.
+"""The swarm's process as the agent sees it: started, spoken to, started again when it dies, until
+it has died too often.
 
 While it is down nothing waits for it: what is sent goes nowhere, and `on_change` has said so.
 """
@@ -25,6 +26,8 @@ _START_S = 30.0
 _SILENT_S = 5.0
 """It says something four times a second, and takes a piece in a millisecond."""
 _END_S = 5.0
+_MOST_DEATHS = 6
+"""In a row, each less than a minute after the one before: then what kills it does not go away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,10 @@ class Keeper:
         while not self._closing.is_set():
             level = logging.INFO if backoff.failures else logging.WARNING
             wait_s, backoff = backoff.after(time.monotonic() - began_s)
+            if backoff.failures >= _MOST_DEATHS:
+                text = "the swarm's process ended %d times in a row (%s): it stays down"
+                log.warning(text, backoff.failures, why)
+                return
             log.log(level, "the swarm's process ended (%s): bulk goes over the exchange", why)
             if self._closing.wait(wait_s):
                 return

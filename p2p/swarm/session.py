@@ -16,6 +16,7 @@ from typing import Any
 import libtorrent as lt
 
 from weightstream.p2p.swarm.frames import Message
+from weightstream.p2p.swarm.torrent import BLOB_FILE, FIRST_PIECE, LEAST_PIECE_BYTES
 
 _WANTED, _UNWANTED = 4, 0
 _RECONNECT_S = 1.0
@@ -40,12 +41,21 @@ ssbzSibBsu/6iGtCOGEoXJf//////////wIBAg==
 class _Torrent:
     name: str
     handle: lt.torrent_handle
+    info: lt.torrent_info
+    had: str
+    """By piece of the blob, "1" where it was here from the beginning."""
     peers: set[tuple[str, int]] = field(default_factory=set)
     finished: list[dict[str, Any]] = field(default_factory=list)
     senders: dict[int, dict[str, list[int]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
+    whole: set[int] = field(default_factory=set)
+    """Pieces that are finished, but not yet told: the last block's sender is not known."""
     adding: set[int] = field(default_factory=set)
+
+    def n_blocks(self, piece: int) -> int:
+        """Return in how many blocks a piece comes."""
+        return -(-self.info.piece_size(piece) // LEAST_PIECE_BYTES)
 
 
 class Session:
@@ -58,6 +68,7 @@ class Session:
         self._torrents: dict[str, _Torrent] = {}
         self._by_handle: dict[lt.torrent_handle, _Torrent] = {}
         self._admitted: frozenset[str] = frozenset()
+        self._failures: list[dict[str, Any]] = []
         self._is_ready = False
         self._connect_s = self._rates_s = 0.0
         params = lt.session_params()
@@ -85,7 +96,11 @@ class Session:
         """Obey; what is about a torrent that is gone is nothing."""
         op = message["op"]
         if op == "add":
-            self._add(message, payload)
+            try:
+                self._add(message, payload)
+            except (RuntimeError, ValueError) as error:  # what libtorrent says of a bad torrent
+                name = message["name"]
+                self._failures.append({"event": "failed", "name": name, "why": str(error)})
             return
         if op == "admit":
             self._admit(message["hosts"])
@@ -94,11 +109,11 @@ class Session:
         if torrent is None:
             return
         if op == "piece":
-            self._add_piece(torrent, message["piece"], payload)
+            self._add_piece(torrent, FIRST_PIECE + message["piece"], payload)
         elif op == "want":
             priority = _WANTED if message["wanted"] else _UNWANTED
-            runs = [range(start, stop) for start, stop in message["runs"]]
-            torrent.handle.prioritize_pieces([(i, priority) for run in runs for i in run])
+            pieces = [i for start, stop in message["runs"] for i in range(start, stop)]
+            torrent.handle.prioritize_pieces([(FIRST_PIECE + i, priority) for i in pieces])
         elif op == "connect":
             torrent.peers.add((message["host"], message["port"]))
             self._connect_s = 0.0
@@ -107,23 +122,25 @@ class Session:
 
     def _add(self, message: Message, description: bytes) -> None:
         params = lt.load_torrent_buffer(description)
+        if params.ti is None:
+            raise ValueError("nothing is described")
         # Not in the description: each node signs the authority's certificate anew.
         params.root_certificate = self._authority
         params.save_path, path = os.path.split(message["path"])
-        params.renamed_files = {0: os.path.join(params.save_path, path)}
+        params.renamed_files = {BLOB_FILE: os.path.join(params.save_path, path)}
         flags = lt.torrent_flags
         params.flags &= ~flags.auto_managed & ~flags.paused
-        params.flags |= flags.no_verify_files | flags.disable_dht
+        params.flags |= flags.no_verify_files | flags.duplicate_is_error | flags.disable_dht
         params.flags |= flags.disable_lsd | flags.disable_pex
         if not message["writes"]:
             params.flags |= flags.upload_mode
-        params.have_pieces = [mark == "1" for mark in message["have"]]
+        params.have_pieces = [False] * FIRST_PIECE + [mark == "1" for mark in message["have"]]
         params.verified_pieces = params.have_pieces
-        params.piece_priorities = [_UNWANTED] * len(message["have"])
+        params.piece_priorities = [_UNWANTED] * len(params.have_pieces)
         handle = self._session.add_torrent(params)
         if self._certificate:
             handle.set_ssl_certificate_buffer(self._certificate, self._private_key, _DH)
-        torrent = _Torrent(message["name"], handle)
+        torrent = _Torrent(message["name"], handle, params.ti, message["have"])
         self._torrents[torrent.name] = self._by_handle[handle] = torrent
 
     def _add_piece(self, torrent: _Torrent, piece: int, data: bytes) -> None:
@@ -150,7 +167,7 @@ class Session:
 
     def news(self) -> list[dict[str, Any]]:
         """Return what happened since the last time."""
-        told: list[dict[str, Any]] = []
+        told, self._failures = self._failures, []
         for alert in self._session.pop_alerts():
             # an alert dies at the next pop: nothing is kept
             if isinstance(alert, lt.block_finished_alert | lt.piece_finished_alert):
@@ -172,11 +189,17 @@ class Session:
         piece = alert.piece_index
         if isinstance(alert, lt.block_finished_alert):
             torrent.senders[piece][alert.ip[0]].append(alert.block_index)
+        elif torrent.had[piece - FIRST_PIECE] == "1":
             return
-        torrent.adding.discard(piece)
-        sent = torrent.senders.pop(piece, {})
-        senders = {_plain(host): blocks for host, blocks in sent.items() if host != _ADDED}
-        torrent.finished.append({"piece": piece, "senders": senders})
+        else:  # without hash checks it comes before the last block's
+            torrent.whole.add(piece)
+        sent = torrent.senders[piece]
+        if piece in torrent.whole and sum(map(len, sent.values())) == torrent.n_blocks(piece):
+            torrent.whole.discard(piece)
+            torrent.adding.discard(piece)
+            del torrent.senders[piece]
+            senders = {_plain(host): blocks for host, blocks in sent.items() if host != _ADDED}
+            torrent.finished.append({"piece": piece - FIRST_PIECE, "senders": senders})
 
     def _listens(
         self, alert: lt.listen_succeeded_alert | lt.listen_failed_alert

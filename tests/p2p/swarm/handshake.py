@@ -29,6 +29,16 @@ def shaken(
         return False
 
 
+def greeted(sock: socket.socket, name: bytes) -> None:
+    """Answer who calls for a torrent."""
+    assert sock.recv(68, socket.MSG_WAITALL).startswith(_GREETING)
+    sock.sendall(_words(name))
+
+
 def _greet(sock: socket.socket, name: bytes) -> bool:
-    sock.sendall(_GREETING + bytes(8) + name + b"-XX0000-abcdefghijkl")
+    sock.sendall(_words(name))
     return sock.recv(20) == _GREETING
+
+
+def _words(name: bytes) -> bytes:
+    return _GREETING + bytes(8) + name + b"-XX0000-abcdefghijkl"

@@ -151,6 +151,31 @@ def test_a_process_that_is_killed_in_the_middle_is_started_again(
     assert last.port == port, "others know it by its port"
 
 
+def test_a_process_that_dies_again_and_again_stays_down(
+    swarm: SwarmFactory, s3: S3Server, expect_log: LogWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightstream.p2p.swarm.keeper._MOST_DEATHS", 3)
+    nodes = swarm(2)
+    blob, data = nodes.put(s3, 96 * MIB)
+    last = swarm_of(nodes.nodes[-1])
+    expect_log(r"the swarm's process ended \(.*SIGKILL\): bulk goes over the exchange")
+    expect_log(r"the swarm's process ended 3 times in a row \(.*SIGKILL\): it stays down")
+    thread, found = begin(nodes, blob)
+    killed: set[int] = set()
+    for _ in range(3):
+        wait_until(lambda: last.port != 0 and last.pid not in killed, "it runs")
+        killed.add(last.pid)
+        os.kill(last.pid, signal.SIGKILL)
+    thread.join(60)
+    assert found == [data] * 2
+    wait_until(lambda: not last._keeper._thread.is_alive(), "left down")
+    assert last.port == 0
+    assert last.pid in killed
+    blob, data = nodes.put(s3, 8 * MIB, "another")
+    assert nodes.load_all(blob) == [data] * 2
+    assert nodes.origin_bytes(blob) <= 1.3 * blob.size
+
+
 def test_a_member_that_gives_nothing_is_stood_in_for(swarm: SwarmFactory, s3: S3Server) -> None:
     nodes = swarm(4)
     blob, data = nodes.put(s3, 24 * MIB)

@@ -65,10 +65,21 @@ SwarmFactory = Callable[..., SwarmCluster]
 
 @pytest.fixture
 def swarm(
-    s3: S3Server, proxy: FaultProxy, store_settings: SettingsFactory, tmp_path: Path
+    s3: S3Server,
+    proxy: FaultProxy,
+    store_settings: SettingsFactory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[SwarmFactory]:
-    """Make a cluster of `count` nodes that know each other."""
+    """Make a cluster of `count` nodes that know each other.
+
+    Up to eight processes of it share two cores with whatever else runs there, and stand still for
+    seconds. That is to cost no swarm, which a stall of 3 s does, and to split no crowd, of which
+    80 ms gather what begins as one: then each part reads the origin.
+    """
     pytest.importorskip("libtorrent")
+    monkeypatch.setattr("weightstream.p2p.swarm.policy._STALLED_S", 10.0)
+    monkeypatch.setattr("weightstream.p2p.exchange.joining._BATCH_S", 0.5)
     made: list[Node] = []
 
     def make(count: int, **overrides: object) -> SwarmCluster:

@@ -143,6 +143,8 @@ class Exchange:
     def plan(self, wanted: Sequence[tuple[Blob, tuple[Extent, ...]]]) -> _Plan:
         """Begin with what a reader is going to want; it says `close` when it is done."""
         planned = [Planned(self._relay(blob), extents) for blob, extents in wanted if blob.version]
+        for one in planned:  # before a reader has members told, once, that this node loads it
+            carry(one.relay, self._parts.carrier)
         threading.Thread(
             target=self._begin_plan, args=(planned,), daemon=True, name="weightstream-plan"
         ).start()
@@ -160,7 +162,7 @@ class Exchange:
 
     def _begin_plan(self, planned: Sequence[Planned]) -> None:
         for one in planned:
-            carried = carry(one.relay, self._parts.carrier)
+            carried = one.relay.carried
             if carried is not None:
                 carried.want(one.chunks)
             self._joining.begin(one.relay)

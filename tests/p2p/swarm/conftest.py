@@ -78,7 +78,7 @@ def swarm(
     80 ms gather what begins as one: then each part reads the origin.
     """
     pytest.importorskip("libtorrent")
-    monkeypatch.setattr("weightstream.p2p.swarm.policy._STALLED_S", 10.0)
+    monkeypatch.setattr("weightstream.p2p.swarm.policy._STALLED_S", 6.0)
     monkeypatch.setattr("weightstream.p2p.exchange.joining._BATCH_S", 0.5)
     made: list[Node] = []
 
@@ -99,6 +99,7 @@ def swarm(
             "peer_encryption": "off",
             "peer_transport": "swarm",
             "swarm_listen": f"{host}:0",
+            "deadline_s": 60.0,
         }
         settings = store_settings(**(values | overrides))
         identity = open_identity(settings)

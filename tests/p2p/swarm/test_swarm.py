@@ -35,6 +35,9 @@ def test_a_crowd_loads_through_the_swarm_and_the_origin_sends_it_once(
     assert nodes.load_all(blob) == [data] * count
     assert swarmed_bytes() - before >= blob.size / 2
     assert nodes.origin_bytes(blob) <= 1.1 * blob.size
+    everybody = {node.name for node in nodes.nodes}
+    for node in nodes.nodes:
+        assert {*cargo_of(node, blob).met} == everybody - {node.name}, "somebody is not known"
 
 
 def test_with_encryption_the_swarm_is_closed_to_others(

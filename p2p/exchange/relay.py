@@ -28,7 +28,13 @@ from weightstream.p2p.exchange.crowds import Crowd
 from weightstream.p2p.exchange.flights import Flight, FlightState, Shelf
 from weightstream.p2p.exchange.gate import Gate
 from weightstream.p2p.exchange.server import HeldChunk
-from weightstream.p2p.exchange.sinks import FlightSink, HurryError, SlowError, WrongError
+from weightstream.p2p.exchange.sinks import (
+    FlightSink,
+    HurryError,
+    SlowError,
+    TakenError,
+    WrongError,
+)
 from weightstream.p2p.members import Member
 from weightstream.p2p.schedule import ORIGIN, View, is_slow, route
 
@@ -62,6 +68,10 @@ class Neighbours:
         paces = self._client.paces.now()
         return frozenset(node for node in paces if is_slow(paces, node))
 
+    def is_slow(self, node: str, times: float) -> bool:
+        """Say that a node gives less than a `times`-th of what others give."""
+        return is_slow(self._client.paces.now(), node, times)
+
     def ban(self, node: str) -> None:
         """Never ask a node again: it gave bytes that are not what it says."""
         self._banned.add(node)
@@ -93,7 +103,9 @@ class Relay:
         self.n_chunks = -(-blob.size // chunk_size)
         self.crowd = Crowd(parts.me, parts.may_read(blob), blob.id, self.n_chunks)
         self.used_s = time.monotonic()
+        self.asks_to_take = False
         self._parts = parts
+        self._next_given = 0
         self._lock = threading.Lock()
         self._flights: dict[int, Flight] = {}
         self._stored: StoredBlob | None = None
@@ -127,6 +139,14 @@ class Relay:
             flight = self._flights.get(i)
         if flight is not None and flight.state is not FlightState.FAILED:
             return False
+        return not self.is_stored(i)
+
+    def is_lacking(self, i: int) -> bool:
+        """Say that no byte of chunk `i` is here."""
+        with self._lock:
+            flight = self._flights.get(i)
+        if flight is not None and flight.state is not FlightState.FAILED:
+            return not flight.position
         return not self.is_stored(i)
 
     def is_here(self, i: int) -> bool:
@@ -186,6 +206,51 @@ class Relay:
             flight = self._flights[i] = Flight(self.blob, i, self.chunk(i))
             return flight, True
 
+    def board_own(self, i: int) -> Flight | None:
+        """Return a new flight of chunk `i` for this node's gate; None when it is on its way."""
+        flight, new = self.board(i)
+        if not new:
+            return None
+        if self.crowd.taker(i) in (None, self._parts.me):
+            return flight
+        self._start(flight)  # it was given away a moment ago
+        return None
+
+    def give_away(self, taker: str) -> int | None:
+        """Give the first chunk of this node's that it has not begun to `taker`; return which."""
+        while self._next_given < self.n_chunks:
+            i = self._next_given
+            if self.crowd.home(i) == self._parts.me and self._give_away(i, taker):
+                return i
+            self._next_given += 1
+        return None
+
+    def _give_away(self, i: int, taker: str) -> bool:
+        if self.crowd.taker(i) is not None or self.is_stored(i):
+            return False
+        with self._lock:
+            flight = self._flights.get(i)
+            if flight is not None and flight.state is FlightState.FAILED:
+                flight = None
+            if flight is not None and not flight.give_away(taker):
+                return False
+            self.crowd.move(i, taker)
+        if flight is not None:
+            threading.Thread(
+                target=self._bring_claimed, args=(flight,), daemon=True, name="weightstream-bring"
+            ).start()
+        return True
+
+    def is_taking(self, i: int) -> bool:
+        """Say that chunk `i` was given to this node, or may be what it is about to be given."""
+        return self.asks_to_take or self.crowd.taker(i) == self._parts.me
+
+    def taker(self, i: int) -> str | None:
+        """Return who has taken chunk `i` over and answers; this node may be it."""
+        node = self.crowd.taker(i)
+        is_there = node == self._parts.me or node in self._parts.neighbours.alive()
+        return node if is_there else None
+
     def forget(self, flight: Flight) -> None:
         """Hear that a flight's memory goes."""
         with self._lock:
@@ -221,16 +286,19 @@ class Relay:
         flight, new = self.board(i)
         flight.is_needed = True
         if new:
-            if route(self.view(), i).is_own:
+            if route(self.view(urgent), i).is_own:
                 self.want_own(flight, urgent)
             else:
                 flight.urgent = urgent
-                threading.Thread(
-                    target=self.bring, args=(flight,), daemon=True, name="weightstream-bring"
-                ).start()
+                self._start(flight)
         elif urgent:
             self.hurry(flight)
         return flight
+
+    def _start(self, flight: Flight) -> None:
+        threading.Thread(
+            target=self.bring, args=(flight,), daemon=True, name="weightstream-bring"
+        ).start()
 
     def hurry(self, flight: Flight) -> None:
         """A reader waits for it: bring it before bulk, anew if it runs as bulk."""
@@ -249,24 +317,25 @@ class Relay:
         else:
             self._parts.gate.want(flight)
 
-    def view(self) -> View:
-        """Return what the schedule decides by."""
+    def view(self, urgent: bool = False) -> View:
+        """Return what the schedule decides by; see `Crowd.view`."""
         alive = self._parts.neighbours.alive()
         known = set(self.crowd.nodes) | set(self.crowd.holders)
         down = frozenset(node for node in known if node != self._parts.me and node not in alive)
         neighbours = self._parts.neighbours
-        return self.crowd.view(down, neighbours.slow(), neighbours.zones())
+        return self.crowd.view(down, neighbours.slow(), neighbours.zones(), urgent)
 
     # Bringing from peers
 
     def bring(self, flight: Flight) -> None:
         """Bring a chunk from whoever gives it, on this thread; it lands, fails, or is queued."""
-        first = route(self.view(), flight.chunk)
+        first = route(self.view(flight.urgent), flight.chunk)
         if first.is_own:
             self._parts.gate.want(flight)
-            return
-        if not flight.claim():
-            return
+        elif flight.claim():
+            self._bring_claimed(flight)
+
+    def _bring_claimed(self, flight: Flight) -> None:
         try:
             self._bring(flight)
         except WeightstreamError as error:
@@ -280,7 +349,8 @@ class Relay:
         if slab is None:
             raise UnavailableError(f"{self.blob.uri} {flight.extent}: no memory for it")
         flight.begin(slab)
-        digest = self._from_peers(flight, slab.view)
+        with flight.memory() as view:
+            digest = self._from_peers(flight, view)
         flight.asking, flight.chain = "", ()
         if digest is None:
             self._parts.gate.resort(flight)
@@ -291,12 +361,14 @@ class Relay:
     def _from_peers(self, flight: Flight, view: memoryview) -> bytes | None:
         """Ask one after the other; None when it is the origin's turn."""
         tried: dict[str, int] = {}
-        named = ""
+        named = namer = ""
         for _ in range(_TRIES):
-            way = route(self.view(), flight.chunk)
+            way = route(self.view(flight.urgent), flight.chunk)
             node = named or next((ask for ask in way.asks if not tried.get(ask)), ORIGIN)
             insist = node not in way.relays and node != self.crowd.home(flight.chunk)
-            insist |= bool(named)
+            insist |= bool(named or node == namer)
+            if not named and namer and tried[namer] < 2:  # whom it named does not give it
+                node, insist = namer, True
             named = ""
             member = self._parts.neighbours.alive().get(node)
             tried[node] = tried.get(node, 0) + 1
@@ -308,6 +380,9 @@ class Relay:
                 return self._ask(flight, member, view, insist)
             except ElsewhereError as other:
                 named = other.node if tried.get(other.node, 0) < 2 else ""
+                namer = node
+            except TakenError:
+                return None
             except HurryError:
                 flight.urgent, tried[node] = True, tried[node] - 1
             except AbsentError as error:
@@ -316,7 +391,9 @@ class Relay:
             except PeerError as error:
                 log.info("%s; asking somebody else for chunk %d", error, flight.chunk)
                 metrics.PEER_FAILURES.labels("broken").inc()
-                if not isinstance(error, SlowError):
+                if isinstance(error, SlowError):
+                    namer = ""
+                else:
                     self._parts.suspect(node, str(error))
             flight.restart()
         return None
@@ -324,7 +401,9 @@ class Relay:
     def _ask(self, flight: Flight, member: Member, view: memoryview, insist: bool) -> bytes:
         name = ChunkName(self.blob, self.chunk_size, flight.chunk)
         flight.asking, flight.chain = member.node, (member.node,)
-        sink = FlightSink(flight, member.node, self._parts.me, self._parts.neighbours.slow)
+        if self.crowd.taker(flight.chunk) == self._parts.me:
+            raise TakenError("it is this node's to read now")
+        sink = FlightSink(flight, member.node, self._parts.me, self._parts.neighbours.is_slow)
         said = self._parts.client.fetch(member, name, view, sink, flight.urgent, insist)
         self._check(flight, member, view, said)
         self.crowd.note(member.node, flight.chunk, True)

@@ -8,11 +8,13 @@ this took 1.09.
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.p2p.exchange.flights import Flight, Shelf
 from weightstream.p2p.exchange.relay import Relay
+from weightstream.p2p.exchange.taking import Taking
 from weightstream.p2p.schedule import route
 
 _IDLE_S = 2.0
@@ -21,6 +23,7 @@ _MOST_WORKERS = 16
 _MOST_CROWD = 16
 """A mesh needs a chunk in flight from every home, or some links are idle."""
 _ROOM_S = 30.0
+_MOST_LACKING = 256
 _AHEAD = 16
 """How far a home in a large crowd reads ahead of what is still missing, in chunks: were all homes
 to read all of their part at once, each at its share of the origin's rate, everybody would wait for
@@ -30,8 +33,9 @@ the first chunks. Simulated, 100 nodes: 1.12 of the bound at 16, 1.8 without a l
 class Planned:
     """What one reader wants of one blob: these chunks in this order."""
 
-    def __init__(self, relay: Relay, extents: Sequence[Extent]) -> None:
+    def __init__(self, relay: Relay, extents: Sequence[Extent], taking: Taking) -> None:
         self.relay = relay
+        self._taking = taking
         self.chunks = _chunks(relay, extents)
         self.is_open = True
         self._next = 0
@@ -76,11 +80,21 @@ class Planned:
             chunk = self.chunks[self._next_own]
             self._next_own += 1
             if relay.is_wanting(chunk) and route(view, chunk).is_own:
-                flight, new = relay.board(chunk)
-                if new:
+                flight = relay.board_own(chunk)
+                if flight is not None:
                     flight.unread = True
                     return flight
         return None
+
+    def take(self) -> bool:
+        """Take a chunk over that another node has not begun; True when it is this node's now."""
+        return self._taking.take(self._lacking)
+
+    def _lacking(self) -> Iterator[int]:
+        """Yield the first chunks of which no byte has come, so many as matter."""
+        first = self._first_missing()
+        lacking = (chunk for chunk in self.chunks[first:] if self.relay.is_lacking(chunk))
+        return islice(lacking, _MOST_LACKING)
 
 
 class Bulk:
@@ -93,6 +107,7 @@ class Bulk:
         self._planned: list[Planned] = []
         self._picking = threading.Lock()
         self._filling = threading.Lock()
+        self._taking = threading.Lock()
         self._threads = 0
         self._closed = False
 
@@ -126,6 +141,15 @@ class Bulk:
                 if (flight := planned.next_own()) is not None:
                     return flight
         return None
+
+    def take(self) -> bool:
+        """Have one of the gate's threads take a chunk over; see `OwnWork`."""
+        if not self._taking.acquire(blocking=False):
+            return False
+        try:
+            return any(planned.take() for planned in tuple(self._planned))
+        finally:
+            self._taking.release()
 
     def close(self) -> None:
         """End the threads once what they bring is over."""

@@ -13,6 +13,7 @@ from weightstream.cachefs.blob import Blob
 from weightstream.errors import UnavailableError
 from weightstream.p2p.exchange.lanes import Lanes
 from weightstream.p2p.exchange.paces import Paces
+from weightstream.p2p.exchange.windows import BULK_BYTES, receive_window
 from weightstream.p2p.exchange.wire import Channel, Head, WireError, request
 from weightstream.p2p.identity import PEER_NAME, Identity
 from weightstream.p2p.members import Member
@@ -24,9 +25,6 @@ SILENCE_S = 1.0
 _DIGEST_S = 5.0
 """The peer checks the chunk before it vouches for it."""
 _IDLE_CONNECTIONS = 16
-_RECEIVE_BYTES = 128 << 10
-"""What may still arrive on each connection after bulk stopped reading for a fault (the kernel
-doubles it)."""
 
 
 class PeerError(UnavailableError):
@@ -103,6 +101,8 @@ class PeerClient:
         """
         headers = {"Priority": "fault" if fault else "bulk"} | ({"Stand-In": "1"} if insist else {})
         with self._asking(member, "GET", name.path, headers) as channel:
+            if not fault:
+                self._set_window(channel)
             head = self._wait_head(channel, sink)
             if head.status != 200:
                 raise _refusal(member, name, head, channel)
@@ -111,7 +111,7 @@ class PeerClient:
             channel.set_timeouts(2 * SILENCE_S)
             digest = bytearray(DIGEST_BYTES)
             turn = self._lanes.fault() if fault else contextlib.nullcontext()
-            with self._paced(member.node), turn:
+            with self.paces.asked(member.node), turn:
                 channel.read_body(into, self._advance(member.node, sink, fault))
             channel.set_timeouts(_DIGEST_S)
             channel.read_body(memoryview(digest), lambda count: None)
@@ -149,6 +149,11 @@ class PeerClient:
 
         return advance
 
+    def _set_window(self, channel: Channel) -> None:
+        rate_bytes_s, connections = self.paces.sending()
+        window = receive_window(rate_bytes_s, connections + 1, self._lanes.sees_faults)
+        channel.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+
     @staticmethod
     def _wait_head(channel: Channel, sink: Sink) -> Head:
         while True:
@@ -159,14 +164,6 @@ class PeerClient:
                 return head
             chain = tuple(filter(None, head.headers.get("waits", "").split(",")))
             sink.waiting(chain, head.number("progress"))
-
-    @contextlib.contextmanager
-    def _paced(self, node: str) -> Iterator[None]:
-        self.paces.begin(node)
-        try:
-            yield
-        finally:
-            self.paces.end(node)
 
     @contextlib.contextmanager
     def _asking(
@@ -222,7 +219,7 @@ class PeerClient:
     def _connect(self, member: Member) -> Channel:
         sock = socket.create_connection((member.host, member.port), CONNECT_S)
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BULK_BYTES)
             context = self._identity.client_context()
             if context is not None:
                 sock.settimeout(2 * SILENCE_S)

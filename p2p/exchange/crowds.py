@@ -40,8 +40,9 @@ class Crowd:
         self._homes = Homes((me,))
         self._starts: dict[str, int] = {me: 0}
         self._flags: dict[str, bytearray] = {}
+        self._moved: dict[int, str] = {}
         self.epoch = 0
-        """Changes whenever homes do."""
+        """Changes whenever homes do, or a chunk is taken over."""
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -105,17 +106,45 @@ class Crowd:
         self._homes = Homes(order, starts if any(starts) else ())
         self.epoch += 1
 
+    def move(self, chunk: int, taker: str) -> None:
+        """Hear that a chunk of this node was taken over, or that this node takes it."""
+        with self._lock:
+            self._moved[chunk] = taker
+            self.epoch += 1
+
+    def taker(self, chunk: int) -> str | None:
+        """Return who has taken a chunk over."""
+        return self._moved.get(chunk)
+
+    @property
+    def is_mesh(self) -> bool:
+        """Say that everybody asks a chunk's home; else chunks go down trees."""
+        return len(self._homes.order) <= _MESH
+
     def note(self, node: str, chunk: int, has: bool) -> None:
         """Hear that a node has a chunk, or has not."""
         flags = self._flags.get(node)
         if flags is not None:
             flags[chunk] = has
 
-    def view(self, down: frozenset[str], slow: frozenset[str], zones: Mapping[str, str]) -> View:
-        """Return what the schedule decides by."""
-        fan_out = _FAN_OUT if len(self._homes.order) > _MESH else None
+    def view(
+        self,
+        down: frozenset[str],
+        slow: frozenset[str],
+        zones: Mapping[str, str],
+        urgent: bool = False,
+    ) -> View:
+        """Return what the schedule decides by.
+
+        In a mesh, bulk asks a home that is slow as well: what it has not begun others take over
+        from it, and nothing is read twice. Who came late, asks one node for everything, and a
+        reader that waits, pass a slow one over.
+        """
+        fan_out = None if self.is_mesh else _FAN_OUT
+        if self.is_mesh and not urgent and not self._starts.get(self._me):
+            slow = frozenset()
         holders = _Holders(self._flags)
-        return View(self._me, self._homes, holders, down, slow, zones, fan_out)
+        return View(self._me, self._homes, holders, down, slow, zones, fan_out, self._moved)
 
 
 def pack_flags(flags: bytes) -> str:

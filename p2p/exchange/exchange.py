@@ -33,6 +33,7 @@ from weightstream.p2p.exchange.parts import Neighbours, Parts
 from weightstream.p2p.exchange.reading import ChunkReader
 from weightstream.p2p.exchange.relay import Relay
 from weightstream.p2p.exchange.server import Asked, HeldChunk, Server
+from weightstream.p2p.exchange.taking import Taking, give
 from weightstream.p2p.exchange.vouching import answer, parse_question
 from weightstream.p2p.identity import Identity
 from weightstream.p2p.members import Membership
@@ -42,7 +43,7 @@ from weightstream.settings import Settings
 log = logging.getLogger(__name__)
 
 _BYTES = 'weightstream_peer_bytes_total{{way="{}"}}'
-_HOUSE_S = 1.0
+_HOUSE_S = 0.5
 _REST_S = 20.0
 _LEAVE_S = 60.0
 """A swarm in which nothing moves, and that nobody reads from, is left, and its file removed."""
@@ -92,8 +93,9 @@ class Exchange:
         self._bulk = Bulk(self._shelf, settings.peer_window, settings.chunk_size)
         self._client = PeerClient(identity, receiving)
         self._gate = Gate(
-            self._bulk, self._shelf, receiving, sources, settings.deadline_s, self._streams
-        )
+            self._bulk, self._shelf, receiving, self._client.paces, sources, settings.deadline_s,
+            self._streams,
+        )  # fmt: skip
         self._neighbours = Neighbours(
             lambda: self._membership.members() if self._membership else (), self._client
         )
@@ -142,7 +144,8 @@ class Exchange:
 
     def plan(self, wanted: Sequence[tuple[Blob, tuple[Extent, ...]]]) -> _Plan:
         """Begin with what a reader is going to want; it says `close` when it is done."""
-        planned = [Planned(self._relay(blob), extents) for blob, extents in wanted if blob.version]
+        relays = [(self._relay(blob), extents) for blob, extents in wanted if blob.version]
+        planned = [Planned(relay, extents, Taking(self._parts, relay)) for relay, extents in relays]
         for one in planned:  # before a reader has members told, once, that this node loads it
             carry(one.relay, self._parts.carrier)
         threading.Thread(
@@ -200,6 +203,10 @@ class Exchange:
         """See `Home`."""
         return self._gate.read_bytes + self._client.received_bytes
 
+    def take(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See `Home`."""
+        return {} if self._draining else give(message, self._known, self._identity.node)
+
     def left(self, message: Mapping[str, Any]) -> None:
         """See `Home`."""
         node = str(message.get("node", ""))
@@ -217,7 +224,10 @@ class Exchange:
         flight = relay.flight(chunk)
         if flight is not None and flight.is_parked:
             flight = None
-        if flight is not None and self._is_passable(flight, asked.node):
+        taker = None if asked.insist else relay.taker(chunk)
+        if flight is not None and self._is_passable(relay, flight, asked):
+            if taker not in (None, self._identity.node) and not flight.is_over:
+                return taker
             flight.is_needed = True
             if asked.fault and flight.is_at_gate:
                 self._gate.hurry(flight)
@@ -225,16 +235,21 @@ class Exchange:
         held = relay.held(chunk) if flight is None else None
         if held is not None:
             return held
-        return None if flight is not None else self._give_unheld(relay, chunk, asked)
+        if flight is not None:
+            return None
+        if taker not in (None, self._identity.node):
+            return taker
+        return self._give_unheld(relay, chunk, asked)
 
     @staticmethod
-    def _is_passable(flight: Flight, node: str) -> bool:
+    def _is_passable(relay: Relay, flight: Flight, asked: Asked) -> bool:
         """Say that a peer may wait on it: not when this node has asked that very peer for it."""
-        return flight.position > 0 or flight.asking != node
+        is_taken = asked.insist and relay.is_taking(flight.chunk)
+        return flight.position > 0 or flight.asking != asked.node or is_taken
 
     def _give_unheld(self, relay: Relay, chunk: int, asked: Asked) -> Flight | str | None:
         first = route(relay.view(), chunk).asks[0]
-        if first == asked.node:
+        if first == asked.node and not (asked.insist and relay.is_taking(chunk)):
             return None if asked.insist else first
         if asked.insist or first == ORIGIN:
             if not self._may_read(relay.blob):
@@ -355,6 +370,7 @@ class Exchange:
         """Let go of memory that nobody asked for in a while, and forget what is long done."""
         while not self._asleep.wait(_HOUSE_S):
             now_s = time.monotonic()
+            self._gate.look()
             relays = self._all_relays()
             if all(now_s - relay.used_s > _REST_S for relay in relays):
                 self._shelf.drop_idle()

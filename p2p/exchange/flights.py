@@ -12,12 +12,13 @@ them themselves; to local readers only when they come from the origin.
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from weightstream.cachefs.blob import Blob, Extent
-from weightstream.errors import WeightstreamError
+from weightstream.errors import LoadCancelled, WeightstreamError
 
 if TYPE_CHECKING:
     from weightstream.cachefs.fetch.slabs import Slab, SlabPool
@@ -68,6 +69,10 @@ class Flight:
         self.is_queued = False
         self.is_parked = False
         """Nobody brings it yet: the swarm may."""
+        self.taker = ""
+        """Who has taken it over from this node's gate: peers that wait for it are sent there."""
+        self.is_taken = False
+        """This node has taken it over while it waited for a peer to give it."""
         self.unread = False
         """A local plan wants it, and nobody has read it yet."""
         self.slab: Slab | None = None
@@ -92,6 +97,16 @@ class Flight:
             mine = not self._claimed and not self.is_over
             self._claimed = True
             return mine
+
+    def give_away(self, taker: str) -> bool:
+        """Have `taker` bring it instead of the gate; False when a reader waits, or it was begun."""
+        with self._changed:
+            free = self.is_at_gate and not (self._claimed or self.urgent or self.is_hurried)
+            if free:
+                self._claimed = True
+                self.taker = taker
+                self._changed.notify_all()
+            return free
 
     def begin(self, slab: "Slab") -> None:
         """Start to fetch into `slab`, which the flight owns from now on."""
@@ -156,6 +171,24 @@ class Flight:
                 self._passing -= not local
             return self._visible(local)
 
+    def wait_first(self, timeout_s: float, insists: bool) -> int:
+        """Return how many bytes may be passed on; 0 when time is up, it failed, or a taker has it
+        now and the asker does not insist."""
+        with self._changed:
+            self._passing += 1
+            try:
+                self._changed.wait_for(
+                    lambda: (
+                        self._visible(False) > 0
+                        or self.is_over
+                        or (bool(self.taker) and not insists)
+                    ),
+                    timeout_s,
+                )
+            finally:
+                self._passing -= 1
+            return self._visible(False)
+
     def wait_over(self, timeout_s: float) -> bool:
         """Wait for the end; False when time is up."""
         with self._changed:
@@ -174,6 +207,18 @@ class Flight:
             if self.slab is not None:
                 self.slab.hold()
             return self.slab
+
+    @contextmanager
+    def memory(self) -> Iterator[memoryview]:
+        """Keep the memory of a flight that has begun while the block fills it: it may fail
+        meanwhile, when everything is closed."""
+        slab = self.hold()
+        if slab is None:
+            raise LoadCancelled(f"{self.blob.uri} {self.extent}: not wanted any more")
+        try:
+            yield slab.view
+        finally:
+            slab.release()
 
     def drop(self) -> None:
         """Let the memory go as soon as its users are done."""

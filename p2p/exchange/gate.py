@@ -24,6 +24,8 @@ from weightstream.cachefs.fetch.source import Source
 from weightstream.errors import LoadCancelled, UnavailableError, WeightstreamError
 from weightstream.p2p.exchange.flights import Flight, FlightState, Shelf
 from weightstream.p2p.exchange.lanes import Lanes
+from weightstream.p2p.exchange.paces import Paces
+from weightstream.p2p.schedule import ORIGIN, is_slow
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,7 @@ _IDLE_S = 5.0
 _STEP_BYTES = 128 << 10
 """How soon what comes is passed on. In steps of 1 MiB a home on a slow link seemed dead: with 8
 nodes on 100 Mbit/s a step took 0.7 s, and seconds when the origin's streams were unfair."""
+_STARVED_TIMES = 2.0
 _MOST_FAULTS = 8
 _MOST_RESORTS = 2
 
@@ -43,6 +46,10 @@ class OwnWork(Protocol):
         """Return a new flight for the next chunk that is this node's to read, or None."""
         ...
 
+    def take(self) -> bool:
+        """Take a chunk over that another node has not begun; True when `next_own` has it now."""
+        ...
+
 
 class Gate:
     """Threads come with work and go without. Thread-safe."""
@@ -52,6 +59,7 @@ class Gate:
         work: OwnWork,
         shelf: Shelf,
         lanes: Lanes,
+        paces: Paces,
         source_of: Callable[[Blob], Source | None],
         deadline_s: float,
         streams: Callable[[], int],
@@ -59,6 +67,7 @@ class Gate:
         self._work = work
         self._shelf = shelf
         self._lanes = lanes
+        self._paces = paces
         self._source_of = source_of
         self._deadline_s = deadline_s
         self._streams = streams
@@ -68,7 +77,8 @@ class Gate:
         self._events = 0
         self._faults = threading.BoundedSemaphore(_MOST_FAULTS)
         self._resorts = threading.BoundedSemaphore(_MOST_RESORTS)
-        self._reading: set[Attempt] = set()
+        self._reading: set[_Reading] = set()
+        self._starved: set[_Reading] = set()
         self._closed = False
         self.read_bytes = 0
 
@@ -93,6 +103,19 @@ class Gate:
                 self._threads += 1
                 threading.Thread(target=self._run, daemon=True, name="weightstream-gate").start()
             self._changed.notify_all()
+
+    def look(self) -> None:
+        """Ask anew what comes more slowly from the origin than everything from peers, once a
+        chunk: a new connection goes on where the old one is. Streams share a link unfairly: of 8
+        homes one got a tenth of what the others got, for as long as its connection lasted."""
+        if not is_slow(self._paces.now(), ORIGIN, _STARVED_TIMES):
+            return
+        with self._changed:
+            starved = [attempt for attempt in self._reading if attempt.may_starve]
+            self._starved.update(starved)
+        for attempt in starved:
+            attempt.cancel()
+        self._paces.forget(ORIGIN)
 
     def close(self) -> None:
         """Break everything off."""
@@ -149,6 +172,8 @@ class Gate:
             flight = flight or self._work.next_own()
             if flight is not None:
                 return flight
+            if self._work.take():
+                continue
             with self._changed:
                 left_s = idle_until_s - time.monotonic()
                 if seen == self._events and (left_s <= 0 or not self._changed.wait(left_s)):
@@ -177,12 +202,19 @@ class Gate:
             raise UnavailableError(f"{flight.blob.uri} chunk {flight.chunk}: no memory for it")
         flight.from_origin = True
         flight.begin(slab)
-        view = slab.view
-        failures, heard_s = 0, time.monotonic()
+        with flight.memory() as view:
+            self._fill(flight, source, view)
+            flight.land(blake3(view).digest())
+        self._shelf.put(flight)
+
+    def _fill(self, flight: Flight, source: Source, view: memoryview) -> None:
+        failures, heard_s, may_starve = 0, time.monotonic(), True
         while flight.position < len(flight.extent):
             before = flight.position
             try:
-                self._attempt(flight, source, view)
+                self._attempt(flight, source, view, may_starve)
+            except _StarvedError:
+                may_starve = False
             except WeightstreamError as error:
                 now_s = time.monotonic()
                 if flight.position > before:
@@ -193,25 +225,43 @@ class Gate:
                     raise
                 failures += 1
                 time.sleep(wait_s)
-        flight.land(blake3(view).digest())
-        self._shelf.put(flight)
 
-    def _attempt(self, flight: Flight, source: Source, view: memoryview) -> None:
+    def _attempt(self, flight: Flight, source: Source, view: memoryview, may_starve: bool) -> None:
         def advance(count: int) -> None:
             flight.advance(count)
+            self._paces.got(ORIGIN, count)
             self.read_bytes += count
             metrics.PEER_BYTES.labels("origin").inc(count)
             if not flight.urgent:
                 self._lanes.give_way()
 
-        attempt = Attempt(advance, lambda: flight.urgent, _STEP_BYTES)
+        attempt = _Reading(advance, lambda: flight.urgent, _STEP_BYTES)
+        attempt.may_starve = may_starve and not flight.urgent
         with self._changed:
             if self._closed:
                 raise LoadCancelled("the exchange was closed")
             self._reading.add(attempt)
         try:
             start = flight.extent.start + flight.position
-            source.read_into(flight.blob, start, view[flight.position :], attempt)
+            with self._paces.asked(ORIGIN):
+                source.read_into(flight.blob, start, view[flight.position :], attempt)
+        except LoadCancelled:
+            if attempt in self._starved and not self._closed:
+                log.debug("starved of %s chunk %d: asked anew", flight.blob.uri, flight.chunk)
+                raise _StarvedError(f"{flight.blob.uri} chunk {flight.chunk}: slow") from None
+            raise
         finally:
             with self._changed:
                 self._reading.discard(attempt)
+                self._starved.discard(attempt)
+
+
+class _Reading(Attempt):
+    """An attempt of the gate's."""
+
+    may_starve = False
+    """It may be broken off when it is slow."""
+
+
+class _StarvedError(WeightstreamError):
+    """The origin gave far less than peers did: it is asked anew."""

@@ -1,12 +1,13 @@
-"""How fast each peer gives: bytes over the time in which something was asked of it."""
+"""How fast each peer gives, and the origin: bytes over the time in which they were to send."""
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-from weightstream.p2p.schedule import Pace
+from weightstream.p2p.schedule import ORIGIN, Pace
 
-_MEMORY_S = 2.0
+_MEMORY_S = 3.0
 """After this much asking the past counts half: a peer that turns slow is found within seconds."""
 
 
@@ -26,6 +27,15 @@ class Paces:
             self._settle(node)
             self._open[node] = self._open.get(node, 0) + 1
 
+    @contextmanager
+    def asked(self, node: str) -> Iterator[None]:
+        """Say that `node` is to send while the block runs."""
+        self.begin(node)
+        try:
+            yield
+        finally:
+            self.end(node)
+
     def got(self, node: str, count: int) -> None:
         """Say that `node` gave `count` bytes."""
         with self._lock:
@@ -39,12 +49,26 @@ class Paces:
             self._settle(node)
             self._open[node] -= 1
 
+    def forget(self, node: str) -> None:
+        """Judge it anew."""
+        with self._lock:
+            self._settle(node)
+            self._known[node] = Pace()
+
     def now(self) -> Mapping[str, Pace]:
         """Return the pace of everybody who was asked lately."""
         with self._lock:
             for node in tuple(self._known):
                 self._settle(node)
             return dict(self._known)
+
+    def sending(self) -> tuple[float, int]:
+        """Return how many bytes a second come from those peers that send now, and in how many
+        answers."""
+        with self._lock:
+            nodes = [node for node, count in self._open.items() if count and node != ORIGIN]
+            rate_bytes_s = sum(self._known[node].rate_bytes_s for node in nodes)
+            return rate_bytes_s, sum(self._open[node] for node in nodes)
 
     def _settle(self, node: str) -> None:
         now_s = time.monotonic()

@@ -43,6 +43,10 @@ class Neighbours:
             node for node, until_s in dawdling if now_s < until_s
         )
 
+    def is_slow(self, node: str, times: float) -> bool:
+        """Say that a node gives less than a `times`-th of what others give."""
+        return is_slow(self._client.paces.now(), node, times)
+
     def dawdle(self, node: str) -> None:
         """Hear that another transport found a node slow; it may be seen differently later."""
         self._dawdling_until_s[node] = time.monotonic() + _DAWDLE_S

@@ -26,11 +26,24 @@ class ChunkReader:
     def read(
         self, relay: Relay, i: int, offset: int, into: memoryview, transfer: Transfer, urgent: bool
     ) -> None:
-        """Copy a part of a chunk out of its flight, while it arrives where that is allowed."""
+        """Copy a part of a chunk out of its flight, while it arrives where that is allowed; of
+        another flight, or from disk, when the memory of the first was needed meanwhile."""
+        done, until_s = 0, time.monotonic() + self._deadline_s
+        while done < len(into):
+            count = self._read_some(relay, i, offset + done, into[done:], transfer, urgent)
+            done += count
+            if count:
+                until_s = time.monotonic() + self._deadline_s
+            elif time.monotonic() > until_s:
+                raise UnavailableError(f"{relay.blob.uri} {relay.chunk(i)}: its memory was needed")
+
+    def _read_some(
+        self, relay: Relay, i: int, offset: int, into: memoryview, transfer: Transfer, urgent: bool
+    ) -> int:
         flight = relay.flight(i)
         if flight is None and relay.read_stored(i, offset, into):
             transfer.advance(len(into))
-            return
+            return len(into)
         flight = relay.want(i, urgent)
         cancelled = threading.Event()
 
@@ -40,11 +53,12 @@ class ChunkReader:
 
         transfer.on_cancel(cancel)
         try:
-            self._copy(relay, flight, offset, into, transfer, cancelled)
+            return self._copy(relay, flight, offset, into, transfer, cancelled)
         except ArrivedError as error:
             if not relay.read_stored(i, offset, into):
                 raise UnavailableError(f"{relay.blob.uri} {relay.chunk(i)}: gone again") from error
             transfer.advance(len(into))
+            return len(into)
         finally:
             transfer.on_cancel(None)
 
@@ -56,7 +70,8 @@ class ChunkReader:
         into: memoryview,
         transfer: Transfer,
         cancelled: threading.Event,
-    ) -> None:
+    ) -> int:
+        """Return how many bytes were copied: fewer when the flight's memory was needed."""
         done, until_s = 0, time.monotonic() + self._deadline_s
         while done < len(into):
             visible = flight.wait_beyond(offset + done, _LOOK_S, local=True)
@@ -75,7 +90,7 @@ class ChunkReader:
                 continue
             slab = flight.hold()
             if slab is None:
-                raise UnavailableError(f"{flight.blob.uri} {flight.extent}: its memory was needed")
+                return done
             try:
                 copy(slab.view[offset + done : offset + done + count], into[done : done + count])
             finally:
@@ -85,3 +100,4 @@ class ChunkReader:
             transfer.advance(count)
         if offset + done == len(flight.extent):
             flight.unread = False
+        return done

@@ -4,38 +4,24 @@ Local readers and peers come to the same flights. What is in the node's store is
 the exchange itself writes nothing into it: who asked for the bytes keeps them.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from blake3 import blake3
-
-from weightstream import metrics
 from weightstream.cachefs.blob import Blob, Extent
-from weightstream.errors import UnavailableError, WeightstreamError
+from weightstream.errors import WeightstreamError
+from weightstream.p2p.exchange.bringing import Bringer
 from weightstream.p2p.exchange.carrier import Carried
-from weightstream.p2p.exchange.client import (
-    AbsentError,
-    ChunkName,
-    ElsewhereError,
-    PeerError,
-)
+from weightstream.p2p.exchange.client import PeerError
 from weightstream.p2p.exchange.crowds import Crowd
 from weightstream.p2p.exchange.flights import Flight, FlightState
 from weightstream.p2p.exchange.here import Here
 from weightstream.p2p.exchange.parts import Parts
 from weightstream.p2p.exchange.server import HeldChunk
-from weightstream.p2p.exchange.sinks import FlightSink, HurryError, SlowError, WrongError
 from weightstream.p2p.exchange.vouching import Vouched, ask_digests
 from weightstream.p2p.members import Member
-from weightstream.p2p.schedule import ORIGIN, View, route
-
-log = logging.getLogger(__name__)
-
-_ROOM_S = 30.0
-_TRIES = 8
+from weightstream.p2p.schedule import View, route
 
 
 class Relay:
@@ -47,13 +33,18 @@ class Relay:
         self.n_chunks = -(-blob.size // chunk_size)
         self.crowd = Crowd(parts.me, parts.may_read(blob), blob.id, self.n_chunks)
         self.used_s = time.monotonic()
+        self.asks_to_take = False
         self._parts = parts
+        self._next_given = 0
+        self._let_go: set[int] = set()
+        """Chunks that were in memory once: others may have them, so nobody is to take them over."""
         self._lock = threading.Lock()
         self.carrying = threading.Lock()
         """Held where `carried` is set."""
         self._flights: dict[int, Flight] = {}
         self.carried: Carried | None = None
         """The swarm of it, where this node takes part in one."""
+        self._bringer = Bringer(parts, self.crowd, chunk_size, self.view)
         self._here = Here(blob, chunk_size, parts.store, lambda: self.carried)
 
     def chunk(self, i: int) -> Extent:
@@ -83,6 +74,11 @@ class Relay:
     def is_wanting(self, i: int) -> bool:
         """Say that chunk `i` is neither here nor on its way."""
         return self.flight(i) is None and not self.is_stored(i)
+
+    def is_lacking(self, i: int) -> bool:
+        """Say that no byte of chunk `i` is here."""
+        flight = self.flight(i)
+        return not self.is_stored(i) if flight is None else not flight.position
 
     def is_here(self, i: int) -> bool:
         """Say whether chunk `i` has landed, or is on disk."""
@@ -155,10 +151,17 @@ class Relay:
         return self._here.stored_chunks()
 
     def vouchers(self, i: int) -> list[str]:
-        """Return who may know the hash of chunk `i`: its home first."""
+        """Return who may know the hash of chunk `i`: who reads it from the origin first."""
         alive = self.alive()
-        having = sorted(self.crowd.having(i))
-        return [node for node in dict.fromkeys((*self.crowd.rank(i), *having)) if node in alive]
+        nodes = (self.reader(i), *self.crowd.rank(i), *sorted(self.crowd.having(i)))
+        return [node for node in dict.fromkeys(nodes) if node in alive]
+
+    def suppliers(self, i: int) -> frozenset[str]:
+        """Return who gives chunk `i` to the swarm: who reads it from the origin, and who has it.
+        Nobody when this node has taken it over: others wait for it."""
+        if self.crowd.taker(i) == self._parts.me:
+            return frozenset()
+        return self.crowd.having(i) | {self.reader(i)}
 
     def ask_digests(self, node: str, chunks: Iterable[int]) -> Vouched:
         """Return what a member vouches for; raises `PeerError`."""
@@ -168,7 +171,7 @@ class Relay:
         return ask_digests(self._parts.client, member, self.blob.id, self.chunk_size, chunks)
 
     def dawdle(self, node: str) -> None:
-        """Have others stand in for a node for a while: the swarm waits for what it alone has."""
+        """Take a node for slow for a while: the swarm waits for what it alone has."""
         self._parts.neighbours.dawdle(node)
 
     def ban(self, node: str) -> None:
@@ -197,11 +200,61 @@ class Relay:
             flight = self._flights[i] = Flight(self.blob, i, self.chunk(i), self._offer)
             return flight, True
 
+    def board_own(self, i: int) -> Flight | None:
+        """Return a new flight of chunk `i` for this node's gate; None when it is on its way."""
+        flight, new = self.board(i)
+        if not new:
+            return None
+        if self.crowd.taker(i) in (None, self._parts.me):
+            return flight
+        self.start(flight)  # it was given away a moment ago
+        return None
+
+    def give_away(self, taker: str) -> int | None:
+        """Give the first chunk of this node's that it has not begun to `taker`; return which."""
+        while self._next_given < self.n_chunks:
+            i = self._next_given
+            if self.crowd.home(i) == self._parts.me and self._give_away(i, taker):
+                return i
+            self._next_given += 1
+        return None
+
+    def _give_away(self, i: int, taker: str) -> bool:
+        if self.crowd.taker(i) is not None or i in self._let_go or self.is_stored(i):
+            return False
+        with self._lock:
+            flight = self._flights.get(i)
+            if flight is not None and flight.state is FlightState.FAILED:
+                flight = None
+            if flight is not None and not flight.give_away(taker):
+                return False
+            self.crowd.move(i, taker)
+        if flight is not None:
+            threading.Thread(
+                target=self._bringer.bring, args=(flight,), daemon=True, name="weightstream-bring"
+            ).start()
+        return True
+
+    def is_taking(self, i: int) -> bool:
+        """Say that chunk `i` was given to this node, or may be what it is about to be given."""
+        return self.asks_to_take or self.crowd.taker(i) == self._parts.me
+
+    def taker(self, i: int) -> str | None:
+        """Return who has taken chunk `i` over and answers; this node may be it."""
+        node = self.crowd.taker(i)
+        is_there = node == self._parts.me or node in self._parts.neighbours.alive()
+        return node if is_there else None
+
+    def reader(self, i: int) -> str:
+        """Return who reads chunk `i` from the origin: who has taken it over, else its home."""
+        return self.taker(i) or self.crowd.home(i)
+
     def forget(self, flight: Flight) -> None:
         """Hear that a flight's memory goes."""
         with self._lock:
             if self._flights.get(flight.chunk) is flight:
                 del self._flights[flight.chunk]
+                self._let_go.add(flight.chunk)
 
     def flights(self) -> list[Flight]:
         """Return what is on its way or landed."""
@@ -235,7 +288,7 @@ class Relay:
         flight.is_needed = True
         carried = self.carried
         if new:
-            if route(self.view(), i).is_own:
+            if route(self.view(urgent), i).is_own:
                 self.want_own(flight, urgent)
             elif carried is not None and carried.carries(i) and not urgent:
                 carried.park(flight)
@@ -274,113 +327,21 @@ class Relay:
         else:
             self._parts.gate.want(flight)
 
-    def view(self) -> View:
-        """Return what the schedule decides by."""
+    def view(self, urgent: bool = False) -> View:
+        """Return what the schedule decides by; see `Crowd.view`."""
         alive = self._parts.neighbours.alive()
         known = set(self.crowd.nodes) | set(self.crowd.holders)
         down = frozenset(node for node in known if node != self._parts.me and node not in alive)
         neighbours = self._parts.neighbours
-        return self.crowd.view(down, neighbours.slow(), neighbours.zones())
-
-    # Bringing from peers
+        return self.crowd.view(down, neighbours.slow(), neighbours.zones(), urgent)
 
     def bring(self, flight: Flight) -> None:
         """Bring a chunk from whoever gives it, on this thread; it lands, fails, or is queued."""
-        first = route(self.view(), flight.chunk)
+        first = route(self.view(flight.urgent), flight.chunk)
         if first.is_own:
             self._parts.gate.want(flight)
-            return
-        if not flight.claim():
-            return
-        try:
-            self._bring(flight)
-        except WeightstreamError as error:
-            flight.fail(error)
-        except Exception as error:
-            log.exception("unexpected, at %s chunk %d", self.blob.uri, flight.chunk)
-            flight.fail(WeightstreamError(f"{self.blob.uri} chunk {flight.chunk}: {error!r}"))
-
-    def _bring(self, flight: Flight) -> None:
-        slab = flight.slab or self._parts.shelf.take(flight, _ROOM_S)
-        if slab is None:
-            raise UnavailableError(f"{self.blob.uri} {flight.extent}: no memory for it")
-        flight.begin(slab)
-        digest = self._from_peers(flight, slab.view)
-        flight.asking, flight.chain = "", ()
-        if digest is None:
-            self._parts.gate.resort(flight)
-            return
-        flight.land(digest)
-        self._parts.shelf.put(flight)
-
-    def _from_peers(self, flight: Flight, view: memoryview) -> bytes | None:
-        """Ask one after the other; None when it is the origin's turn."""
-        tried: dict[str, int] = {}
-        named = ""
-        for _ in range(_TRIES):
-            way = route(self.view(), flight.chunk)
-            node = named or next((ask for ask in way.asks if not tried.get(ask)), ORIGIN)
-            insist = node not in way.relays and node != self.crowd.home(flight.chunk)
-            insist |= bool(named)
-            named = ""
-            member = self._parts.neighbours.alive().get(node)
-            tried[node] = tried.get(node, 0) + 1
-            if node in (ORIGIN, self._parts.me):
-                return None
-            if member is None:
-                continue
-            try:
-                return self._ask(flight, member, view, insist)
-            except ElsewhereError as other:
-                named = other.node if tried.get(other.node, 0) < 2 else ""
-            except HurryError:
-                flight.urgent, tried[node] = True, tried[node] - 1
-            except AbsentError as error:
-                log.debug("%s", error)
-                self.crowd.note(node, flight.chunk, False)
-            except PeerError as error:
-                log.info("%s; asking somebody else for chunk %d", error, flight.chunk)
-                metrics.PEER_FAILURES.labels("broken").inc()
-                if not isinstance(error, SlowError):
-                    self._parts.suspect(node, str(error))
-            flight.restart()
-        return None
-
-    def _ask(self, flight: Flight, member: Member, view: memoryview, insist: bool) -> bytes:
-        name = ChunkName(self.blob, self.chunk_size, flight.chunk)
-        flight.asking, flight.chain = member.node, (member.node,)
-        sink = FlightSink(flight, member.node, self._parts.me, self._parts.neighbours.slow)
-        said = self._parts.client.fetch(member, name, view, sink, flight.urgent, insist)
-        self._check(flight, member, view, said)
-        self.crowd.note(member.node, flight.chunk, True)
-        metrics.PEER_BYTES.labels("received").inc(len(view))
-        return said
-
-    def _check(self, flight: Flight, member: Member, view: memoryview, said: bytes) -> None:
-        """Compare what came with what the peer says it is, and with what was published."""
-        found = blake3(view).digest()
-        published = self._parts.digest_of(self.blob, self.chunk_size, flight.chunk)
-        if found == said:
-            self._check_published(flight, member, said, published)
-            return
-        metrics.PEER_FAILURES.labels("wrong").inc()
-        self._parts.neighbours.ban(member.node)
-        where = f"{member.node} at {member.host}:{member.port}"
-        text = f"peer {where} sent wrong bytes of {self.blob.uri} {flight.extent}: not asked again"
-        log.warning("%s", text)
-        raise WrongError(text)
-
-    def _check_published(
-        self, flight: Flight, member: Member, said: bytes, published: bytes | None
-    ) -> None:
-        """Refuse a chunk that is not what was published. Its sender is not banned: whoever may
-        write the manifest could have everybody banned with a wrong one. The origin decides."""
-        if published in (None, said):
-            return
-        metrics.PEER_FAILURES.labels("unpublished").inc()
-        what = f"{self.blob.uri} {flight.extent}"
-        log.warning("%s of peer %s is not what was published", what, member.node)
-        raise AbsentError(f"{what} of peer {member.node} is not what was published")
+        elif flight.claim():
+            self._bringer.bring(flight)
 
     def close(self) -> None:
         """Let go of what is on disk."""

@@ -80,6 +80,10 @@ class Home(Protocol):
         """Return how many bytes it has got so far, of whatever."""
         ...
 
+    def take(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Give a chunk away that was not begun; raises WireError for a message without sense."""
+        ...
+
     def left(self, message: Mapping[str, Any]) -> None:
         """Hear that a node is about to end."""
         ...
@@ -173,6 +177,8 @@ class Server:
             _send_json(channel, self._home.joined(channel.read_json(head.length)))
         elif method == "POST" and path == "/v1/digests":
             _send_json(channel, self._home.digests(channel.read_json(head.length)))
+        elif method == "POST" and path == "/v1/take":
+            _send_json(channel, self._home.take(channel.read_json(head.length)))
         elif method == "POST" and path == "/v1/leave":
             self._home.left(channel.read_json(head.length))
             _send_json(channel, {})
@@ -190,9 +196,9 @@ class Server:
         if found is None:
             channel.sock.sendall(answer(404, "Not Found", {}, 0))
         elif isinstance(found, str):
-            channel.sock.sendall(answer(307, "Temporary Redirect", {"Node": found}, 0))
+            _send_elsewhere(channel, found)
         elif isinstance(found, Flight):
-            self._send_flight(channel, found, fault)
+            self._send_flight(channel, found, asked)
         else:
             self._send_held(channel, found, fault)
 
@@ -207,10 +213,13 @@ class Server:
         finally:
             held.close()
 
-    def _send_flight(self, channel: Channel, flight: Flight, fault: bool) -> None:
+    def _send_flight(self, channel: Channel, flight: Flight, asked: Asked) -> None:
         """Pass a chunk on as it arrives; its digest follows when it was found right."""
         total = len(flight.extent)
-        count = self._await_first(channel, flight)
+        count = self._await_first(channel, flight, asked.insist)
+        if not count and flight.taker and not asked.insist:
+            _send_elsewhere(channel, flight.taker)
+            return
         generation = flight.generation
         slab = flight.hold() if count else None
         if slab is None:
@@ -220,8 +229,8 @@ class Server:
             channel.sock.sendall(answer(200, "OK", {}, total + 32), *_more(channel))
             sent = 0
             while sent < total:
-                with self._turn(fault):
-                    sent = self._send_some(channel, slab.view, sent, count, fault)
+                with self._turn(asked.fault):
+                    sent = self._send_some(channel, slab.view, sent, count, asked.fault)
                 count = sent
                 while sent < total and count <= sent:
                     count = flight.wait_beyond(sent, _SEND_S, local=False)
@@ -236,11 +245,12 @@ class Server:
         finally:
             slab.release()
 
-    def _await_first(self, channel: Channel, flight: Flight) -> int:
-        """Wait for the first bytes, and say meanwhile that we live; 0 when it failed."""
+    def _await_first(self, channel: Channel, flight: Flight, insists: bool) -> int:
+        """Wait for the first bytes, and say meanwhile that we live; 0 when it failed or was given
+        away."""
         while True:
-            count = flight.wait_beyond(0, _HEARTBEAT_S, local=False)
-            if count or flight.is_over:
+            count = flight.wait_first(_HEARTBEAT_S, insists)
+            if count or flight.is_over or (flight.taker and not insists):
                 return count
             channel.sock.sendall(processing(flight.chain, self._home.progress()))
 
@@ -267,6 +277,10 @@ class Server:
 def _more(channel: Channel) -> tuple[int, ...]:
     """Return the flag that keeps a head from becoming a packet of its own."""
     return (socket.MSG_MORE,) if channel.is_plain else ()
+
+
+def _send_elsewhere(channel: Channel, node: str) -> None:
+    channel.sock.sendall(answer(307, "Temporary Redirect", {"Node": node}, 0))
 
 
 def _send_json(channel: Channel, message: Mapping[str, Any]) -> None:

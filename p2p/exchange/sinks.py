@@ -9,6 +9,9 @@ from weightstream.p2p.exchange.flights import Flight
 _STUCK_S = 3.0
 """A peer that waits itself, and gets nothing at all meanwhile, is not waited for."""
 _JUDGED_S, _LONGEST_S = 5.0, 60.0
+_WORTH_TIMES = 4.0
+"""What is left of a chunk has to take so many times as long as all of it from another: who is
+asked next begins anew, and may have to read it from the origin once more."""
 _FAULT_JUDGED_S, _FAULT_LONGEST_S = 2.0, 30.0
 """After so much sending a chunk that would take so long in all is asked of somebody else. Readers
 see a peer's bytes when all are there, and give up after a minute (`deadline_s`). There need be
@@ -17,6 +20,10 @@ nobody to compare with: where one node after the other came, each asks one only.
 
 class HurryError(PeerError):
     """A fault has come to a chunk that is on its way as bulk."""
+
+
+class TakenError(PeerError):
+    """This node has taken over a chunk that it waits for."""
 
 
 class SlowError(PeerError):
@@ -31,12 +38,12 @@ class FlightSink:
     """A flight that a peer brings, as long as the peer keeps up."""
 
     def __init__(
-        self, flight: Flight, node: str, me: str, slow: Callable[[], frozenset[str]]
+        self, flight: Flight, node: str, me: str, is_slow: Callable[[str, float], bool]
     ) -> None:
         self._me = me
         self._flight = flight
         self._node = node
-        self._slow = slow
+        self._is_slow = is_slow
         self._look_s = time.monotonic() + 1.0
         self._first_s = 0.0
         self._progress = -1
@@ -51,6 +58,8 @@ class FlightSink:
     def waiting(self, chain: tuple[str, ...], progress: int) -> None:
         """Break a circle of nodes that wait for each other: the first by name asks elsewhere."""
         self._flight.chain = (self._node, *chain)
+        if self._flight.is_taken:
+            raise TakenError("it is this node's to read now")
         if self._me in chain:
             circle = (self._node, *chain[: chain.index(self._me) + 1])
             if self._me == min(circle):
@@ -67,7 +76,8 @@ class FlightSink:
         now_s = time.monotonic()
         if now_s >= self._look_s:
             self._look_s = now_s + 0.25
-            if self._node in self._slow():
+            left = 1 - self._flight.position / len(self._flight.extent)
+            if left and self._is_slow(self._node, _WORTH_TIMES / left):
                 raise SlowError(f"peer {self._node} gives far less than the others")
             if self._is_hopeless(now_s - self._first_s):
                 raise SlowError(f"peer {self._node} would not be done in time")

@@ -3,6 +3,7 @@
 from weightstream.p2p.schedule.homes import Homes, late_start, standing
 from weightstream.p2p.schedule.pace import Pace, is_slow
 from weightstream.p2p.schedule.routes import ORIGIN, Route, View, route
+from weightstream.p2p.schedule.taking import givers
 from weightstream.p2p.schedule.trees import ancestors, parent
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Route",
     "View",
     "ancestors",
+    "givers",
     "is_slow",
     "late_start",
     "parent",

@@ -8,8 +8,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_LEAST_S = 1.0
-_FACTOR = 4.0
+_LEAST_S = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +24,11 @@ class Pace:
         return self.got_bytes / self.busy_s if self.busy_s > 0 else 0.0
 
 
-def is_slow(paces: Mapping[str, Pace], node: str) -> bool:
-    """Say whether `node` gives less than a quarter of what its peers give in the median.
+def is_slow(paces: Mapping[str, Pace], node: str, times: float = 4.0) -> bool:
+    """Say whether `node` gives less than a `times`-th of what its peers give in the median.
 
-    Nobody is judged before a second of sending, or without two others to compare with: with one
-    other it may be that one's luck.
+    Nobody is judged before a second and a half of sending, or without two others to compare with:
+    with one other it may be that one's luck.
     """
     pace = paces.get(node)
     if pace is None or pace.busy_s < _LEAST_S:
@@ -37,4 +36,4 @@ def is_slow(paces: Mapping[str, Pace], node: str) -> bool:
     others = [p.rate_bytes_s for n, p in paces.items() if n != node and p.busy_s >= _LEAST_S]
     if len(others) < 2:
         return False
-    return pace.rate_bytes_s * _FACTOR < statistics.median(others)
+    return pace.rate_bytes_s * times < statistics.median(others)

@@ -37,6 +37,8 @@ class View:
     would have another parent each time that one dies."""
     fan_out: int | None = None
     """How many nodes ask one for the same chunk; None: all ask its home, a full mesh."""
+    moved: Mapping[int, str] = field(default_factory=dict)
+    """By chunk: who has taken it over from its home, as far as the two know; see `taking`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,17 @@ class Route:
 
 def route(view: View, chunk: int) -> Route:
     """Return whom `view.me` asks for `chunk`. The origin is always the last resort."""
+    taker = view.moved.get(chunk)
+    if taker == view.me:
+        return Route((ORIGIN, *_still(view, view.holders.get(chunk, frozenset()))))
+    if taker is not None and taker not in view.down:
+        rest = (ask for ask in _home_route(view, chunk).asks if ask != taker)
+        return Route((taker, *rest))
+    return _home_route(view, chunk)
+
+
+def _home_route(view: View, chunk: int) -> Route:
+    """Return whom to ask for a chunk that nobody took over."""
     holders = view.holders.get(chunk, frozenset())
     if view.fan_out is not None and len(view.homes.order) > view.fan_out + 1:
         return _tree_route(view, chunk, holders, view.fan_out)

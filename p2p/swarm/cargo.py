@@ -92,9 +92,7 @@ class Cargo:
         """See `Carried`."""
         if not self.is_up or not self._live or chunk not in self._wanted:
             return False
-        if self.relay.crowd.home(chunk) in self._live:
-            return True
-        return any(node in self._live for node in self.relay.crowd.having(chunk))
+        return not self._live.isdisjoint(self.relay.suppliers(chunk))
 
     def want(self, chunks: Iterable[int]) -> None:
         """See `Carried`."""
@@ -313,11 +311,10 @@ class Cargo:
             self._pass_over(self._given_up)
 
     def _pass_over(self, chunks: Iterable[int]) -> None:
-        """Have others stand in for the few homes that are waited for, if they are few."""
-        crowd = self.relay.crowd
-        homes = [home for i in chunks if (home := crowd.home(i)) in self.met]
-        for node in dawdlers(homes, len(crowd.nodes)):
-            log.info("peer %s is waited for in the swarm: others stand in for it", node)
+        """Take the few whose chunks are waited for to be slow, if they are few."""
+        readers = [reader for i in chunks if (reader := self.relay.reader(i)) in self.met]
+        for node in dawdlers(readers, len(self.relay.crowd.nodes)):
+            log.info("peer %s is waited for in the swarm: it is slow", node)
             self.relay.dawdle(node)
 
     def _release(self) -> None:

@@ -1,9 +1,9 @@
 """Whether what came is right, and what is done when it is not.
 
 A chunk is hashed where it lies in the file, and compared with the published hash, with this node's
-own, or with what members vouch for: its home first, which has read it from the origin. A chunk that
-is wrong, or that nobody vouches for, is brought by the exchange, and the file mended with it:
-libtorrent reads the file when it passes a piece on, so from then on right bytes go out.
+own, or with what members vouch for: who reads it from the origin first, as far as this node knows.
+A chunk that is wrong, or that nobody vouches for, is brought by the exchange, and the file mended
+with it: libtorrent reads the file when it passes a piece on, so from then on right bytes go out.
 """
 
 import logging
@@ -108,7 +108,7 @@ class Checker:
             self._pool.submit(self._ask_node, node, some)
 
     def _whom(self, chunk: int) -> str:
-        """Return the member to ask: the home, then others in the order of stand-ins."""
+        """Return the member to ask: its reader, then others in the order of stand-ins."""
         nodes = self.cargo.relay.vouchers(chunk)
         turn = self._asked.get(chunk, 0) // _TRIES
         return nodes[turn % len(nodes)] if nodes else ""

@@ -41,7 +41,7 @@ def is_stalled(slow_s: float) -> bool:
 
 
 def dawdlers(homes: Iterable[str], n_homes: int) -> frozenset[str]:
-    """Return who is to be stood in for, given the homes of the chunks that are waited for in vain.
+    """Return who is slow, given the homes of the chunks that are waited for in vain.
 
     A few homes are slow themselves. Where many chunks of many homes are missing the swarm is slow,
     or this node: were all homes passed over, everybody would go to the origin.

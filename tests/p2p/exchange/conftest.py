@@ -60,6 +60,8 @@ class Node:
     told: Told
     store: Store | None
     allowed: bool = True
+    source: Source | None = None
+    """Instead of the origin."""
 
     @property
     def name(self) -> str:
@@ -174,7 +176,7 @@ def cluster(
         told = Told()
 
         def source_of(blob: Blob) -> Source | None:
-            return origin if one.allowed else None
+            return (one.source or origin) if one.allowed else None
 
         exchange = Exchange(
             settings, identity, store, SlabPool(budget), budget.limit_bytes, source_of

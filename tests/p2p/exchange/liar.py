@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,8 +18,11 @@ Answer = Callable[[socket.socket, int], None]
 class Liar:
     """Says that it holds all of a blob; `answer` decides what it gives. A context manager."""
 
-    def __init__(self, node: str, n_chunks: int, answer: Answer) -> None:
+    def __init__(
+        self, node: str, n_chunks: int, answer: Answer, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.node = node
+        self._tls = tls
         self._held = pack_flags(bytes([1]) * n_chunks)
         self._answer = answer
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -47,8 +51,8 @@ class Liar:
                 target=self._talk, args=(sock,), daemon=True, name="weightstream-liar"
             ).start()
 
-    def _talk(self, sock: socket.socket) -> None:
-        with suppress(OSError), sock:
+    def _talk(self, plain: socket.socket) -> None:
+        with suppress(OSError), self._wrapped(plain) as sock:
             while head := self._read_head(sock):
                 path = head.split(b" ")[1].decode()
                 if path.startswith("/v1/chunk/"):
@@ -57,8 +61,15 @@ class Liar:
                     self._answer(sock, chunk)
                     return
                 said = {"joined": False, "reads_origin": False, "begun": True, "start": 0}
-                body = json.dumps(said | {"held": self._held}).encode()
+                body = json.dumps(said | {"node": self.node, "held": self._held}).encode()
                 sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+
+    def _wrapped(self, plain: socket.socket) -> socket.socket:
+        if self._tls is None:
+            return plain
+        wrapped = self._tls.wrap_socket(plain, server_side=True)
+        self._open.append(wrapped)
+        return wrapped
 
     @staticmethod
     def _read_head(sock: socket.socket) -> bytes:

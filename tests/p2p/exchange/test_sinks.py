@@ -32,7 +32,7 @@ def seconds_of(rate_bytes_s: int, clock: Clock, urgent: bool) -> float | None:
     """Return after how long a peer that sends at a rate is given up; None when it may finish."""
     flight = Flight(BLOB, 0, Extent(0, BLOB.size))
     flight.urgent = urgent
-    sink = FlightSink(flight, "peer", "me", lambda: frozenset())
+    sink = FlightSink(flight, "peer", "me", lambda node, times: False)
     begun_s = clock.now_s
     while flight.position < BLOB.size:
         try:
@@ -59,7 +59,7 @@ def test_a_peer_that_is_merely_slow_may_finish(clock: Clock, urgent: bool) -> No
 
 def test_a_peer_that_waits_itself_is_not_judged_by_what_it_did_not_send_yet(clock: Clock) -> None:
     flight = Flight(BLOB, 0, Extent(0, BLOB.size))
-    sink = FlightSink(flight, "peer", "me", lambda: frozenset())
+    sink = FlightSink(flight, "peer", "me", lambda node, times: False)
     for second in range(20):
         clock.now_s += 1
         sink.waiting((), second)

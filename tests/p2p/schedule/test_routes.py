@@ -197,3 +197,22 @@ def test_a_crowd_that_came_in_batches_ends_at_one_reader(
             assert steps <= len(starts)
         readers.add(at)
     assert len(readers) == 1
+
+
+@given(views(), CHUNKS)
+def test_what_this_node_has_taken_over_it_reads_itself(view: View, number: int) -> None:
+    assert route(replace(view, moved={number: view.me}), number).is_own
+
+
+@given(views(), CHUNKS, st.sampled_from(["n0", "n1", "holder-a"]))
+def test_who_has_taken_it_over_is_asked_before_all_others(
+    view: View, number: int, taker: str
+) -> None:
+    asks = route(view, number).asks
+    moved = route(replace(view, moved={number: taker}), number).asks
+    if taker == view.me:
+        return
+    if taker in view.down:
+        assert moved == asks
+    else:
+        assert moved == (taker, *(ask for ask in asks if ask != taker))

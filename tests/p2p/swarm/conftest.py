@@ -109,7 +109,7 @@ def swarm(
         told = Told()
 
         def source_of(blob: Blob) -> Source | None:
-            return origin if one.allowed else None
+            return (one.source or origin) if one.allowed else None
 
         exchange = Exchange(
             settings,

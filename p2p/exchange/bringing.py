@@ -1,0 +1,143 @@
+"""Bringing a chunk from peers: one after the other is asked, and what came is checked."""
+
+import logging
+from collections.abc import Callable
+
+from blake3 import blake3
+
+from weightstream import metrics
+from weightstream.errors import UnavailableError, WeightstreamError
+from weightstream.p2p.exchange.client import AbsentError, ChunkName, ElsewhereError, PeerError
+from weightstream.p2p.exchange.crowds import Crowd
+from weightstream.p2p.exchange.flights import Flight
+from weightstream.p2p.exchange.parts import Parts
+from weightstream.p2p.exchange.sinks import (
+    FlightSink,
+    HurryError,
+    SlowError,
+    TakenError,
+    WrongError,
+)
+from weightstream.p2p.members import Member
+from weightstream.p2p.schedule import ORIGIN, View, route
+
+log = logging.getLogger(__name__)
+
+_ROOM_S = 30.0
+_TRIES = 8
+
+
+class Bringer:
+    """Brings one blob's flights. Thread-safe."""
+
+    def __init__(
+        self, parts: Parts, crowd: Crowd, chunk_size: int, view: Callable[[bool], View]
+    ) -> None:
+        """`view` says what the schedule decides by, for urgent flights or others."""
+        self._parts = parts
+        self._crowd = crowd
+        self._chunk_size = chunk_size
+        self._view = view
+
+    def bring(self, flight: Flight) -> None:
+        """Bring a chunk that the caller has claimed; it lands or fails."""
+        try:
+            self._bring(flight)
+        except WeightstreamError as error:
+            flight.fail(error)
+        except Exception as error:
+            log.exception("unexpected, at %s chunk %d", flight.blob.uri, flight.chunk)
+            flight.fail(WeightstreamError(f"{flight.blob.uri} chunk {flight.chunk}: {error!r}"))
+
+    def _bring(self, flight: Flight) -> None:
+        slab = flight.slab or self._parts.shelf.take(flight, _ROOM_S)
+        if slab is None:
+            raise UnavailableError(f"{flight.blob.uri} {flight.extent}: no memory for it")
+        flight.begin(slab)
+        with flight.memory() as view:
+            digest = self._from_peers(flight, view)
+        flight.asking, flight.chain = "", ()
+        if digest is None:
+            self._parts.gate.resort(flight)
+            return
+        flight.land(digest)
+        self._parts.shelf.put(flight)
+
+    def _from_peers(self, flight: Flight, view: memoryview) -> bytes | None:
+        """Ask one after the other; None when it is the origin's turn."""
+        tried: dict[str, int] = {}
+        named = namer = ""
+        for _ in range(_TRIES):
+            way = route(self._view(flight.urgent), flight.chunk)
+            node = named or next((ask for ask in way.asks if not tried.get(ask)), ORIGIN)
+            insist = node not in way.relays and node != self._crowd.home(flight.chunk)
+            insist |= bool(named or node == namer)
+            if not named and namer and tried[namer] < 2:  # whom it named does not give it
+                node, insist = namer, True
+            named = ""
+            member = self._parts.neighbours.alive().get(node)
+            tried[node] = tried.get(node, 0) + 1
+            if node in (ORIGIN, self._parts.me):
+                return None
+            if member is None:
+                continue
+            try:
+                return self._ask(flight, member, view, insist)
+            except ElsewhereError as other:
+                named = other.node if tried.get(other.node, 0) < 2 else ""
+                namer = node
+            except TakenError:
+                return None
+            except HurryError:
+                flight.urgent, tried[node] = True, tried[node] - 1
+            except AbsentError as error:
+                log.debug("%s", error)
+                self._crowd.note(node, flight.chunk, False)
+            except PeerError as error:
+                log.info("%s; asking somebody else for chunk %d", error, flight.chunk)
+                metrics.PEER_FAILURES.labels("broken").inc()
+                if isinstance(error, SlowError):
+                    namer = ""
+                else:
+                    self._parts.suspect(node, str(error))
+            flight.restart()
+        return None
+
+    def _ask(self, flight: Flight, member: Member, view: memoryview, insist: bool) -> bytes:
+        name = ChunkName(flight.blob, self._chunk_size, flight.chunk)
+        flight.asking, flight.chain = member.node, (member.node,)
+        if self._crowd.taker(flight.chunk) == self._parts.me:
+            raise TakenError("it is this node's to read now")
+        sink = FlightSink(flight, member.node, self._parts.me, self._parts.neighbours.is_slow)
+        said = self._parts.client.fetch(member, name, view, sink, flight.urgent, insist)
+        self._check(flight, member, view, said)
+        self._crowd.note(member.node, flight.chunk, True)
+        metrics.PEER_BYTES.labels("received").inc(len(view))
+        return said
+
+    def _check(self, flight: Flight, member: Member, view: memoryview, said: bytes) -> None:
+        """Compare what came with what the peer says it is, and with what was published."""
+        found = blake3(view).digest()
+        published = self._parts.digest_of(flight.blob, self._chunk_size, flight.chunk)
+        if found == said:
+            self._check_published(flight, member, said, published)
+            return
+        metrics.PEER_FAILURES.labels("wrong").inc()
+        self._parts.neighbours.ban(member.node)
+        where = f"{member.node} at {member.host}:{member.port}"
+        what = f"{flight.blob.uri} {flight.extent}"
+        text = f"peer {where} sent wrong bytes of {what}: not asked again"
+        log.warning("%s", text)
+        raise WrongError(text)
+
+    def _check_published(
+        self, flight: Flight, member: Member, said: bytes, published: bytes | None
+    ) -> None:
+        """Refuse a chunk that is not what was published. Its sender is not banned: whoever may
+        write the manifest could have everybody banned with a wrong one. The origin decides."""
+        if published in (None, said):
+            return
+        metrics.PEER_FAILURES.labels("unpublished").inc()
+        what = f"{flight.blob.uri} {flight.extent}"
+        log.warning("%s of peer %s is not what was published", what, member.node)
+        raise AbsentError(f"{what} of peer {member.node} is not what was published")

@@ -1,0 +1,165 @@
+"""What a home has not begun is taken over by who has nothing left to begin."""
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tests.kit import faults as f
+from tests.kit.s3 import S3Server
+from tests.p2p.exchange.conftest import MIB, Cluster, ClusterFactory, Node
+
+from weightstream.cachefs.blob import Blob
+from weightstream.cachefs.fetch.source import Source, Transfer
+from weightstream.p2p.exchange.crowds import pack_flags
+from weightstream.p2p.members import Member
+
+CHUNK = 256 << 10
+
+
+class Slow:
+    """A source whose every read takes its time; remembers what was read."""
+
+    name = "slow"
+
+    def __init__(self, source: Source, seconds: float) -> None:
+        self._source = source
+        self._seconds = seconds
+        self.begun: list[int] = []
+
+    def read_into(self, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
+        self.begun.append(start)
+        time.sleep(self._seconds)
+        self._source.read_into(blob, start, into, transfer)
+
+
+def slowed(node: Node, seconds: float) -> Slow:
+    """Have a node's origin take so long for each chunk."""
+    slow = Slow(node.origin, seconds)
+    node.source = slow
+    return slow
+
+
+def post(node: Node, path: str, message: Mapping[str, Any]) -> dict[str, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", node.exchange.port, timeout=10)
+    connection.request("POST", path, json.dumps(message))
+    answer: dict[str, Any] = json.loads(connection.getresponse().read())
+    connection.close()
+    return answer
+
+
+def test_the_others_take_over_from_a_slow_home(cluster: ClusterFactory, s3: S3Server) -> None:
+    nodes = cluster(3)
+    blob, data = nodes.put(s3, 6 * MIB)
+    slow = slowed(nodes.nodes[0], 1.5)
+    assert nodes.load_all(blob) == [data] * 3
+    assert len(slow.begun) < 8 / 2, "of its third of 24 chunks"
+    # Nodes that hear of each other too late may each read some chunks (see test_exchange).
+    assert nodes.origin_bytes(blob) <= 1.5 * blob.size
+
+
+def test_who_comes_too_late_to_be_home_takes_its_share(
+    cluster: ClusterFactory, s3: S3Server
+) -> None:
+    nodes = cluster(2)
+    blob, data = nodes.put(s3, 6 * MIB)
+    first, late = slowed(nodes.nodes[0], 0.3), slowed(nodes.nodes[1], 0.3)
+    results: list[bytes] = []
+    loader = threading.Thread(target=lambda: results.append(nodes.nodes[0].load(blob)))
+    loader.start()
+    while not first.begun:
+        time.sleep(0.01)
+    results.append(nodes.nodes[1].load(blob))
+    loader.join(60)
+    assert results == [data] * 2
+    assert late.begun
+    both = [start // CHUNK for start in first.begun + late.begun]
+    assert sorted(both) == list(range(24)), "each once"
+
+
+def thief(nodes: Cluster, blob: Blob, port: int) -> dict[str, Any]:
+    """Have a member join that reads the origin; return what it says to take a chunk."""
+    node = nodes.nodes[0]
+    node.told.everybody["thief"] = Member("thief", "127.0.0.1", port, "")
+    join = {
+        "node": "thief", "uri": blob.uri, "size": blob.size, "version": blob.version,
+        "chunk_size": CHUNK, "held": pack_flags(bytes(24)), "reads_origin": True, "start": 24,
+    }  # fmt: skip
+    assert post(node, "/v1/join", join)["joined"]
+    return {"node": "thief", "blob": blob.id, "chunk_size": CHUNK}
+
+
+def test_what_a_taker_does_not_give_is_read_all_the_same(
+    cluster: ClusterFactory, s3: S3Server
+) -> None:
+    nodes = cluster(2)
+    blob, data = nodes.put(s3, 6 * MIB)
+    slow = slowed(nodes.nodes[0], 0.2)
+    slowed(nodes.nodes[1], 0.2)
+    results: list[list[bytes]] = []
+    loader = threading.Thread(target=lambda: results.append(nodes.load_all(blob)))
+    loader.start()
+    while not slow.begun:
+        time.sleep(0.01)
+    taking = thief(nodes, blob, 1)  # nobody listens there
+    taken = [post(nodes.nodes[0], "/v1/take", taking).get("chunk") for _ in range(3)]
+    loader.join(60)
+    assert None not in taken
+    assert results == [[data, data]]
+
+
+def test_a_home_gives_each_chunk_once_and_only_its_own(
+    cluster: ClusterFactory, s3: S3Server
+) -> None:
+    nodes = cluster(2)
+    blob, data = nodes.put(s3, 6 * MIB)
+    slow = slowed(nodes.nodes[0], 0.5)
+    loader = threading.Thread(target=lambda: nodes.nodes[0].load(blob))
+    loader.start()
+    while not slow.begun:
+        time.sleep(0.01)
+    taking = thief(nodes, blob, 1)
+    taken, begun = [], list(slow.begun)
+    while (chunk := post(nodes.nodes[0], "/v1/take", taking).get("chunk")) is not None:
+        assert chunk * CHUNK not in begun
+        taken.append(chunk)
+        begun = list(slow.begun)
+    assert taken
+    assert len(set(taken)) == len(taken)
+    stranger = taking | {"node": "stranger"}
+    assert post(nodes.nodes[0], "/v1/take", stranger) == {}
+    assert post(nodes.nodes[0], "/v1/take", taking | {"blob": "0" * 32}) == {}
+    loader.join(60)
+    assert nodes.nodes[0].read(blob) == data
+
+
+class Starved:
+    """A source whose first connection trickles."""
+
+    name = "starved"
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.begun: list[int] = []
+
+    def read_into(self, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
+        self.begun.append(start)
+        step = len(into) if len(self.begun) > 1 else 64 << 10
+        for done in range(0, len(into), step):
+            self._source.read_into(blob, start + done, into[done : done + step], transfer)
+            if step < len(into):
+                time.sleep(0.5)
+
+
+def test_a_starved_stream_goes_on_over_a_new_connection(
+    cluster: ClusterFactory, s3: S3Server
+) -> None:
+    nodes = cluster(4, chunk_size=2 * MIB)
+    blob, data = nodes.put(s3, 32 * MIB)
+    nodes.proxy.add(f.When(key="w.bin", ranged=True, times=None), f.Drip(2 * MIB))
+    starved = nodes.nodes[0].source = Starved(nodes.nodes[0].origin)
+    assert nodes.load_all(blob) == [data] * 4
+    first = starved.begun[0]
+    assert any(first < start < first + 2 * MIB for start in starved.begun), "where it was"

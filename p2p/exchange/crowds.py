@@ -109,6 +109,11 @@ class Crowd:
         return self._moved.get(chunk)
 
     @property
+    def is_founded_here(self) -> bool:
+        """Say that this node was there when the first byte was read: it may be home."""
+        return not self._homes.starts_at(self._me)
+
+    @property
     def is_mesh(self) -> bool:
         """Say that everybody asks a chunk's home; else chunks go down trees."""
         return len(self._homes.order) <= _MESH
@@ -125,18 +130,19 @@ class Crowd:
         slow: frozenset[str],
         zones: Mapping[str, str],
         urgent: bool = False,
+        left: frozenset[str] = frozenset(),
     ) -> View:
-        """Return what the schedule decides by.
+        """Return what the schedule decides by; who was `left` is passed over by all means.
 
         In a mesh, bulk asks a home that is slow as well: what it has not begun others take over
         from it, and nothing is read twice. Who came late, asks one node for everything, and a
         reader that waits, pass a slow one over.
         """
         fan_out = None if self.is_mesh else _FAN_OUT
-        if self.is_mesh and not urgent and not self._starts.get(self._me):
+        if self.is_mesh and self.is_founded_here and not urgent:
             slow = frozenset()
         holders = _Holders(self._flags)
-        return View(self._me, self._homes, holders, down, slow, zones, fan_out, self._moved)
+        return View(self._me, self._homes, holders, down, slow | left, zones, fan_out, self._moved)
 
 
 def pack_flags(flags: bytes) -> str:

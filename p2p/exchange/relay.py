@@ -317,13 +317,13 @@ class Relay:
         else:
             self._parts.gate.want(flight)
 
-    def view(self, urgent: bool = False) -> View:
+    def view(self, urgent: bool = False, left: frozenset[str] = frozenset()) -> View:
         """Return what the schedule decides by; see `Crowd.view`."""
         alive = self._parts.neighbours.alive()
         known = set(self.crowd.nodes) | set(self.crowd.holders)
         down = frozenset(node for node in known if node != self._parts.me and node not in alive)
         neighbours = self._parts.neighbours
-        return self.crowd.view(down, neighbours.slow(), neighbours.zones(), urgent)
+        return self.crowd.view(down, neighbours.slow(), neighbours.zones(), urgent, left)
 
     # Bringing from peers
 
@@ -361,9 +361,10 @@ class Relay:
     def _from_peers(self, flight: Flight, view: memoryview) -> bytes | None:
         """Ask one after the other; None when it is the origin's turn."""
         tried: dict[str, int] = {}
+        left: set[str] = set()  # because they were slow: whoever stands in for them, may be we
         named = namer = ""
         for _ in range(_TRIES):
-            way = route(self.view(flight.urgent), flight.chunk)
+            way = route(self.view(flight.urgent, frozenset(left)), flight.chunk)
             node = named or next((ask for ask in way.asks if not tried.get(ask)), ORIGIN)
             insist = node not in way.relays and node != self.crowd.home(flight.chunk)
             insist |= bool(named or node == namer)
@@ -393,6 +394,7 @@ class Relay:
                 metrics.PEER_FAILURES.labels("broken").inc()
                 if isinstance(error, SlowError):
                     namer = ""
+                    left.add(node)
                 else:
                     self._parts.suspect(node, str(error))
             flight.restart()

@@ -10,9 +10,8 @@ from weightstream.bench.swarm_sim.fetches import Fetch, Origin, flow_broken
 from weightstream.bench.swarm_sim.network import Flow, Link, Network
 from weightstream.bench.swarm_sim.paces import JUDGED_S, Asked, slow_ones
 from weightstream.bench.swarm_sim.scenario import Scenario
-from weightstream.bench.swarm_sim.taking import take
 from weightstream.p2p.exchange.sinks import WORTH_TIMES
-from weightstream.p2p.schedule import ORIGIN, Homes, View, is_slow, route
+from weightstream.p2p.schedule import ORIGIN, Homes, View, givers, is_slow, route
 
 _JOIN_S = 0.08
 """An agent waits this long for others to begin with it."""
@@ -163,15 +162,53 @@ class Node:
                 return True
         return self._take()
 
+    # Taking over, as `weightstream.p2p.exchange.taking` does; the asking takes no time
+
     def _take(self) -> bool:
-        chunk = take(self)
-        if chunk is None:
+        scenario = self.crowd.scenario
+        late = self.crowd.homes.starts_at(self.name)
+        if scenario.fan_out is not None or late or not scenario.taking:
             return False
+        lacking = (c for c in range(self.first_missing, scenario.chunks) if not self.got[c])
+        for name in givers(self.view(), lacking, lambda name: name not in self.spent):
+            chunk = self.crowd.by_name[name].give(self)
+            if chunk is not None:
+                self._taken(chunk)
+                return True
+            self.spent.add(name)
+        return False
+
+    def _taken(self, chunk: int) -> None:
+        self.moved[chunk] = self.name
         fetch = self.fetches.get(chunk)
         if fetch is not None and fetch.flow is not None:
             self._close(fetch, fetch.flow)
         self._read(fetch or self._board(chunk, planned=False))
-        return True
+
+    def give(self, taker: "Node") -> int | None:
+        """Give away the first chunk of its own that it has not begun."""
+        for chunk in range(self.first_missing, self.crowd.scenario.chunks):
+            if self.crowd.homes.home(chunk) == self.name and self._is_free(chunk):
+                self.moved[chunk] = taker.name
+                self._send_on(chunk, taker)
+                return chunk
+        return None
+
+    def _is_free(self, chunk: int) -> bool:
+        fetch = self.fetches.get(chunk)
+        begun = self.got[chunk] or (fetch is not None and fetch.source is not None)
+        return not self.dead and not begun and chunk not in self.moved
+
+    def _send_on(self, chunk: int, taker: "Node") -> None:
+        """Send whoever waits here to the taker, and ask it as well."""
+        self.next_peer = self.first_missing
+        for flow in self.asking.pop(chunk, []):
+            fetch = flow.target.fetches.get(chunk)
+            if flow.target is not taker and fetch is not None and fetch.flow is flow:
+                flow.target.redirected(fetch, flow, taker.name)
+        mine = self.fetches.get(chunk)
+        if mine is not None:
+            self.ask(mine, taker.name)
 
     def _ask_next(self) -> bool:
         scenario = self.crowd.scenario

@@ -57,6 +57,7 @@ class Flight:
         """A fault: it goes before bulk, here and at the sender."""
         self.is_hurried = False
         """A fault came to a flight that runs as bulk: it is to be asked for again, as one."""
+        self._interrupt: Callable[[], None] | None = None
         self.is_needed = False
         """A reader or a peer waits for it."""
         self.is_queued = False
@@ -140,6 +141,20 @@ class Flight:
             self.state = FlightState.FAILED
             self._changed.notify_all()
         self.drop()
+
+    def hurry(self) -> None:
+        """Have it asked for again as a fault, at once when no byte has come."""
+        with self._changed:
+            self.is_hurried = True
+            if self._interrupt is not None and not self.position:
+                self._interrupt()
+
+    def asks(self, interrupt: Callable[[], None] | None) -> None:
+        """Hear how to end the wait for the peer that it is asked of; None: that is over."""
+        with self._changed:
+            self._interrupt = interrupt
+            if interrupt is not None and self.is_hurried:
+                interrupt()
 
     def wake(self) -> None:
         """Have whoever waits look again."""

@@ -308,7 +308,7 @@ class Relay:
             flight.is_hurried = True
             self._parts.gate.hurry(flight)
         elif flight.position < len(flight.extent) // 2:
-            flight.is_hurried = True
+            flight.hurry()
 
     def want_own(self, flight: Flight, urgent: bool) -> None:
         """Have this node's gate bring a flight."""
@@ -406,7 +406,12 @@ class Relay:
         if self.crowd.taker(flight.chunk) == self._parts.me:
             raise TakenError("it is this node's to read now")
         sink = FlightSink(flight, member.node, self._parts.me, self._parts.neighbours.is_slow)
-        said = self._parts.client.fetch(member, name, view, sink, flight.urgent, insist)
+        try:
+            said = self._parts.client.fetch(member, name, view, sink, flight.urgent, insist)
+        except PeerError as error:
+            if flight.is_hurried and not flight.urgent:
+                raise HurryError("a reader waits for it") from error
+            raise
         self._check(flight, member, view, said)
         self.crowd.note(member.node, flight.chunk, True)
         metrics.PEER_BYTES.labels("received").inc(len(view))

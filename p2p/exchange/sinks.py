@@ -49,6 +49,14 @@ class FlightSink:
         self._progress = -1
         self._until_s = time.monotonic() + _STUCK_S
 
+    def began(self, interrupt: Callable[[], None]) -> None:
+        """See `Sink`."""
+        self._flight.asks(interrupt)
+
+    def ended(self) -> None:
+        """See `Sink`."""
+        self._flight.asks(None)
+
     def advance(self, count: int) -> None:
         """See `Sink`."""
         self._first_s = self._first_s or time.monotonic()

@@ -174,7 +174,9 @@ class PeerClient:
 
     def _set_window(self, channel: Channel) -> None:
         rate_bytes_s, connections = self.paces.sending()
-        window = receive_window(rate_bytes_s, connections + 1, channel.round_trip_s)
+        window = receive_window(
+            rate_bytes_s, connections + 1, channel.round_trip_s, channel.segment_bytes
+        )
         channel.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
 
     @staticmethod

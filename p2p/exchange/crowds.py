@@ -41,6 +41,7 @@ class Crowd:
         self._starts: dict[str, int] = {me: 0}
         self._flags: dict[str, bytearray] = {}
         self._moved: dict[int, str] = {}
+        self.is_refuted = False
         self.epoch = 0
         """Changes whenever homes do, or a chunk is taken over."""
 
@@ -104,6 +105,12 @@ class Crowd:
             self._moved[chunk] = taker
             self.epoch += 1
 
+    def refute(self) -> None:
+        """Trust nobody with this blob any more."""
+        with self._lock:
+            self.is_refuted = True
+            self.epoch += 1
+
     def taker(self, chunk: int) -> str | None:
         """Return who has taken a chunk over."""
         return self._moved.get(chunk)
@@ -138,6 +145,8 @@ class Crowd:
         from it, and nothing is read twice. Who came late, asks one node for everything, and a
         reader that waits, pass a slow one over.
         """
+        if self.is_refuted:
+            return View(self._me, Homes((self._me,)))
         fan_out = None if self.is_mesh else _FAN_OUT
         if self.is_mesh and self.is_founded_here and not urgent:
             slow = frozenset()

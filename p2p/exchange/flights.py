@@ -124,13 +124,16 @@ class Flight:
             if self.from_origin or self._passing:
                 self._changed.notify_all()
 
-    def land(self, digest: bytes) -> None:
-        """Say that all bytes are there and are what `digest` says."""
+    def land(self, digest: bytes) -> bool:
+        """Say that all bytes are there and are what `digest` says; False when it has failed."""
         with self._changed:
+            if self.is_over:
+                return False
             self.digest = digest
             self.position = len(self.extent)
             self.state = FlightState.LANDED
             self._changed.notify_all()
+            return True
 
     def fail(self, error: WeightstreamError) -> None:
         """Say that nobody gave it."""
@@ -272,6 +275,10 @@ class Shelf:
         with self._lock:
             self._landed[flight.blob.id, flight.chunk] = flight
             self._landed_bytes += len(flight.extent)
+
+    def discard(self, flight: Flight) -> None:
+        """Let one go, if it is kept."""
+        self._let_go(flight)
 
     def touch(self, flight: Flight) -> None:
         """Make it the last to go."""

@@ -205,8 +205,9 @@ class Gate:
         flight.begin(slab)
         with flight.memory() as view:
             self._fill(flight, source, view)
-            flight.land(blake3(view).digest())
-        self._shelf.put(flight)
+            landed = flight.land(blake3(view).digest())
+        if landed:
+            self._shelf.put(flight)
 
     def _fill(self, flight: Flight, source: Source, view: memoryview) -> None:
         if flight.urgent and len(view) >= _SPLIT * _LEAST_PART_BYTES:

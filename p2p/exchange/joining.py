@@ -8,8 +8,9 @@ does not wait for that.
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 from weightstream.cachefs.blob import Blob
@@ -46,6 +47,7 @@ class Joining:
         self._begun_s: dict[Relay, float] = {}
         self._batch_s: dict[Relay, float] = {}
         self._pool = ThreadPoolExecutor(16, thread_name_prefix="weightstream-join")
+        self._closed = False
 
     def begin(self, relay: Relay) -> None:
         """Tell every member that this node loads the blob, once; returns at once."""
@@ -72,7 +74,8 @@ class Joining:
         """Tell those who are new."""
         for relay in relays:
             if relay in self._answered:
-                self._pool.submit(self._ask_all, relay)
+                with self._unless_closed():
+                    self._pool.submit(self._ask_all, relay)
 
     def joined(
         self,
@@ -106,6 +109,7 @@ class Joining:
 
     def close(self) -> None:
         """End the threads that ask."""
+        self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def forget(self, relay: Relay) -> None:
@@ -148,14 +152,24 @@ class Joining:
             about = self._about(relay)
             if first:
                 del about["start"]
-            begun = list(self._pool.map(lambda m: self._ask(relay, m, message | about), new))
-            if first and any(begun):
-                self._come_late(relay, message, new)
+            with self._unless_closed():
+                begun = list(self._pool.map(lambda m: self._ask(relay, m, message | about), new))
+                if first and any(begun):
+                    self._come_late(relay, message, new)
         finally:
             asking_s = time.monotonic() - self._begun_s.get(relay, 0.0)
             batch_s = min(_MOST_BATCH_S, max(_BATCH_S, _BATCH_TIMES * asking_s))
             self._batch_s.setdefault(relay, batch_s)
             self._answered[relay].set()
+
+    @contextmanager
+    def _unless_closed(self) -> Iterator[None]:
+        """Forgive the pool that it takes nothing any more."""
+        try:
+            yield
+        except (RuntimeError, CancelledError):
+            if not self._closed:
+                raise
 
     def _come_late(
         self, relay: Relay, message: Mapping[str, Any], members: Sequence[Member]

@@ -263,6 +263,16 @@ class Relay:
             for flight in self._flights.values():
                 flight.unread = False
 
+    def refute(self) -> None:
+        """Let go of what came from peers, and read it from the origin."""
+        self.crowd.refute()
+        with self._lock:
+            doubtful = [flight for flight in self._flights.values() if not flight.from_origin]
+        error = UnavailableError(f"{self.blob.uri} came wrong from peers")
+        for flight in doubtful:
+            self._parts.shelf.discard(flight)
+            flight.fail(error)
+
     def fail(self, error: WeightstreamError) -> None:
         """End what is on its way."""
         with self._lock:
@@ -355,8 +365,8 @@ class Relay:
         if digest is None:
             self._parts.gate.resort(flight)
             return
-        flight.land(digest)
-        self._parts.shelf.put(flight)
+        if flight.land(digest):
+            self._parts.shelf.put(flight)
 
     def _from_peers(self, flight: Flight, view: memoryview) -> bytes | None:
         """Ask one after the other; None when it is the origin's turn."""

@@ -110,6 +110,13 @@ class Channel:
         info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MIN_RTT_AT + 4)
         return int.from_bytes(info[_MIN_RTT_AT:], sys.byteorder) / 1e6
 
+    @property
+    def segment_bytes(self) -> int:
+        """Return how many bytes a segment carries; 0 where there are none."""
+        if self.sock.family == socket.AF_UNIX:
+            return 0
+        return self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+
     def set_timeouts(self, seconds: float) -> None:
         """Bound every send and receive."""
         if not self.is_plain:

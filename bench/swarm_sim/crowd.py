@@ -124,6 +124,8 @@ class Crowd:
         scenario = self.scenario
         zone = i * scenario.zones // scenario.nodes
         cap = scenario.client_bytes_s
+        if i < scenario.starved:
+            cap = scenario.origin_bytes_s / scenario.nodes / 10
         client = Link(cap / scenario.piece_bytes) if cap is not None else None
         return Node(self, f"node{i:05d}", zone, rate, client)
 
@@ -145,8 +147,8 @@ class Crowd:
         self._left = len(starting)
         late = self._some(scenario.joining)
         begins = {
-            node.name: self._draw.uniform(0, bound_s) if node in late else i * scenario.stagger_s
-            for i, node in enumerate(starting)
+            node.name: self._draw.uniform(0, bound_s) if node in late else begin_s
+            for node, begin_s in zip(starting, scenario.begins(), strict=False)
         }
         if not scenario.standby:
             first = [n.name for n in self.nodes if begins.get(n.name, 0.0) == 0.0]

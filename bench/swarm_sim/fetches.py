@@ -15,6 +15,8 @@ class Fetch:
     source: str | None = None
     flow: Flow | None = None
     tried: set[str] = field(default_factory=set)
+    left: set[str] = field(default_factory=set)
+    """Who was left because it was slow."""
     insist: bool = False
     """Whoever is asked is to read it from the origin when it lacks it."""
     relayed: bool = False

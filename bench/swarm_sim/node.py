@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -9,7 +10,8 @@ from weightstream.bench.swarm_sim.fetches import Fetch, Origin, flow_broken
 from weightstream.bench.swarm_sim.network import Flow, Link, Network
 from weightstream.bench.swarm_sim.paces import JUDGED_S, Asked, slow_ones
 from weightstream.bench.swarm_sim.scenario import Scenario
-from weightstream.p2p.schedule import ORIGIN, Homes, View, route
+from weightstream.p2p.exchange.sinks import WORTH_TIMES
+from weightstream.p2p.schedule import ORIGIN, Homes, View, givers, is_slow, route
 
 _JOIN_S = 0.08
 """An agent waits this long for others to begin with it."""
@@ -68,6 +70,10 @@ class Node:
         self.holders: Mapping[int, frozenset[str]] = {}
         self.local_down: set[str] = set()
         self.slow: frozenset[str] = frozenset()
+        self.moved: dict[int, str] = {}
+        """By chunk: who took it over from its home, as far as this node was told."""
+        self.spent: set[str] = set()
+        """Homes that have nothing left to give away."""
         self.paces: dict[str, Asked] = {}
         self.begun_s: float | None = None
         self.done_s: float | None = None
@@ -85,7 +91,11 @@ class Node:
         if view is None or view.homes is not crowd.homes:
             down = crowd.down | self.local_down if self.local_down else crowd.down
             fan_out = crowd.scenario.fan_out
-            view = View(self.name, crowd.homes, self.holders, down, self.slow, crowd.zones, fan_out)
+            bulk = fan_out is None and crowd.homes.starts_at(self.name) == 0
+            slow = frozenset[str]() if bulk else self.slow  # see `Crowd.view` of the exchange
+            view = View(
+                self.name, crowd.homes, self.holders, down, slow, crowd.zones, fan_out, self.moved
+            )
             self._view = view
         return view
 
@@ -150,7 +160,55 @@ class Node:
             if self._lacks(chunk) and route(self.view(), chunk).is_own:
                 self._read(self._board(chunk, planned=False))
                 return True
+        return self._take()
+
+    # Taking over, as `weightstream.p2p.exchange.taking` does; the asking takes no time
+
+    def _take(self) -> bool:
+        scenario = self.crowd.scenario
+        late = self.crowd.homes.starts_at(self.name)
+        if scenario.fan_out is not None or late or not scenario.taking:
+            return False
+        lacking = (c for c in range(self.first_missing, scenario.chunks) if not self.got[c])
+        for name in givers(self.view(), lacking, lambda name: name not in self.spent):
+            chunk = self.crowd.by_name[name].give(self)
+            if chunk is not None:
+                self._taken(chunk)
+                return True
+            self.spent.add(name)
         return False
+
+    def _taken(self, chunk: int) -> None:
+        self.moved[chunk] = self.name
+        fetch = self.fetches.get(chunk)
+        if fetch is not None and fetch.flow is not None:
+            self._close(fetch, fetch.flow)
+        self._read(fetch or self._board(chunk, planned=False))
+
+    def give(self, taker: "Node") -> int | None:
+        """Give away the first chunk of its own that it has not begun."""
+        for chunk in range(self.first_missing, self.crowd.scenario.chunks):
+            if self.crowd.homes.home(chunk) == self.name and self._is_free(chunk):
+                self.moved[chunk] = taker.name
+                self._send_on(chunk, taker)
+                return chunk
+        return None
+
+    def _is_free(self, chunk: int) -> bool:
+        fetch = self.fetches.get(chunk)
+        begun = self.got[chunk] or (fetch is not None and fetch.source is not None)
+        return not self.dead and not begun and chunk not in self.moved
+
+    def _send_on(self, chunk: int, taker: "Node") -> None:
+        """Send whoever waits here to the taker, and ask it as well."""
+        self.next_peer = self.first_missing
+        for flow in self.asking.pop(chunk, []):
+            fetch = flow.target.fetches.get(chunk)
+            if flow.target is not taker and fetch is not None and fetch.flow is flow:
+                flow.target.redirected(fetch, flow, taker.name)
+        mine = self.fetches.get(chunk)
+        if mine is not None:
+            self.ask(mine, taker.name)
 
     def _ask_next(self) -> bool:
         scenario = self.crowd.scenario
@@ -203,7 +261,10 @@ class Node:
 
     def bring(self, fetch: Fetch) -> None:
         """Ask the next peer, or queue at the own gate."""
-        found = route(self.view(), fetch.chunk)
+        view = self.view()
+        if fetch.left:
+            view = replace(view, slow=view.slow | fetch.left)
+        found = route(view, fetch.chunk)
         name = next((ask for ask in found.asks if ask not in fetch.tried), ORIGIN)
         fetch.relayed = name in found.relays
         fetch.insist = not fetch.relayed and name != self.crowd.homes.home(fetch.chunk)
@@ -258,14 +319,23 @@ class Node:
             else:
                 self.gate.append(chunk)
                 self.go_on()
-        elif fetch.insist and not self.got[chunk]:
+        elif self.waits_for(flow.target, chunk):
             self._insisted(self.fetches[chunk])
         self.asking.setdefault(chunk, []).append(flow)
         self.crowd.network.offer(flow, self.got[chunk])
 
+    def waits_for(self, asker: "Node", chunk: int) -> bool:
+        """Say that whoever asks for a chunk is, through others, asked for it."""
+        fetch, seen = self.fetches.get(chunk), set[str]()
+        while fetch is not None and fetch.source and fetch.source not in seen:
+            seen.add(fetch.source)
+            fetch = self.crowd.by_name[fetch.source].fetches.get(chunk)
+        return asker.name in seen
+
     def _insisted(self, mine: Fetch) -> None:
-        """Read what was asked of a peer that has not sent a byte: it may be waiting for us."""
-        if mine.source in (None, ORIGIN) or mine.flow is None:
+        """Read what was asked of a peer that waits for us: an exchange sees that by the names of
+        those through whom its peer waits."""
+        if mine.flow is None:
             return
         self._close(mine, mine.flow)
         self.gate.append(mine.chunk)
@@ -362,8 +432,11 @@ class Node:
             self.look_back()
         if slow:
             for fetch in list(self.fetches.values()):
-                flow = fetch.flow
-                if flow and fetch.source in slow and now_s - fetch.began_s >= JUDGED_S:
+                flow, left = fetch.flow, 1 - self.got[fetch.chunk] / self.crowd.scenario.pieces
+                if not flow or fetch.source not in slow or now_s - fetch.began_s < JUDGED_S:
+                    continue
+                if is_slow(paces, fetch.source, WORTH_TIMES / left):
+                    fetch.left.add(fetch.source)
                     self._close(fetch, flow)
                     self._again(fetch)
         self.crowd.network.after(_LOOK_S, self.look)

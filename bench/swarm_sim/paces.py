@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 
 from weightstream.p2p.schedule import Pace, is_slow
 
-_MEMORY_S = 2.0
-JUDGED_S = 1.0
+_MEMORY_S = 3.0
+JUDGED_S = 1.5
 """Nobody is judged, and nothing broken off, sooner."""
 
 

@@ -60,6 +60,8 @@ def _trouble() -> tuple[Case, ...]:
             (replace(base, name="one dies", dying=0.125), 1.3, 1.13),
             (replace(base, name="two die", dying=0.25), 1.3, 1.25),
             (replace(base, name="one turns 10x slower", slowed=1), 1.3, 1.13),
+            (replace(base, name="one starved by the origin", starved=1), None, None),
+            (replace(base, name="all 0.1 s apart", stagger_s=0.1), 1.25, 1.05),
         )
     )
 

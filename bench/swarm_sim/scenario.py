@@ -33,6 +33,8 @@ class Scenario:
     rtt_s: float = 0.0003
     stagger_s: float = 0.0
     """One node after the other begins, this much apart."""
+    begins_s: tuple[float, ...] = ()
+    """When each node begins, instead."""
     standby: bool = False
     """Nodes that have not begun yet serve as homes already."""
     warm: int = 0
@@ -48,6 +50,10 @@ class Scenario:
     """This share of the nodes begins at times spread over the first bound."""
     slowed: int = 0
     """This many nodes turn 10 times slower, a third into the load."""
+    taking: bool = True
+    """Who has begun all of its own takes over what others have not begun; in a mesh."""
+    starved: int = 0
+    """This many nodes get a tenth of what others get from the origin."""
     slow_detected: bool = True
     resume: bool = True
     """A broken chunk goes on at its offset from the next peer; else it starts anew."""
@@ -71,6 +77,10 @@ class Scenario:
     def window_chunks(self) -> int:
         """Return how many chunks a node asks of peers at a time."""
         return max(2, self.window_bytes // self.chunk_bytes)
+
+    def begins(self) -> tuple[float, ...]:
+        """Return when each node begins that has not everything already."""
+        return self.begins_s or tuple(i * self.stagger_s for i in range(self.nodes))
 
     def rates(self) -> tuple[float, ...]:
         """Return every node's link rate, bytes per second, up and down alike."""

@@ -49,6 +49,7 @@ class AgentSource:
         self._settings = settings
         self._links = Links(settings.run_directory)
         self._rests_until_s = 0.0
+        self._refuted: set[str] = set()
         self.forget()
         forget_in_child(self)
 
@@ -68,6 +69,14 @@ class AgentSource:
         """Return the origin's own checksum: the agent's word is what it is compared with."""
         return self._fallback.checksum(blob)
 
+    def refute(self, blob: Blob) -> None:
+        """Read a blob past the agent from now on, and tell it: others ask it too."""
+        self._refuted.add(blob.id)
+        try:
+            self._links.ask({"op": "refute", "root": self._root, **wire.blob_to_json(blob)})
+        except OSError as error:
+            log.info("the agent was not told that %s is wrong: %s", blob.uri, error)
+
     def plan(self, wanted: Sequence[tuple[Blob, tuple[Extent, ...]]]) -> "AgentPlan":
         """Tell the agent what a flow is going to ask for; it begins by itself."""
         wanted = [(blob, extents) for blob, extents in wanted if blob.version]
@@ -85,7 +94,7 @@ class AgentSource:
 
     def _may_ask(self, blob: Blob) -> bool:
         """Say whether there is an agent that may help; without one that costs a stat(2)."""
-        if not blob.version or time.monotonic() < self._rests_until_s:
+        if not blob.version or blob.id in self._refuted or time.monotonic() < self._rests_until_s:
             return False
         return find_agent(self._settings) is not None
 

@@ -212,6 +212,11 @@ class Links:
             raise
         return link
 
+    def ask(self, message: dict[str, Any]) -> None:
+        """Send a request that is answered by one head; raises OSError when it is refused."""
+        link = self.plan(message)
+        link.close()
+
     def close(self) -> None:
         """Close what is idle."""
         with self._lock:

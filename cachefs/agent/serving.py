@@ -17,6 +17,7 @@ from weightstream import metrics
 from weightstream.cachefs.agent import wire
 from weightstream.cachefs.agent.arena import Arena, Slot
 from weightstream.cachefs.blob import Blob, Extent
+from weightstream.cachefs.fetch.checks import refute
 from weightstream.cachefs.fetch.memory import allocate
 from weightstream.cachefs.fetch.source import Plan, Source
 from weightstream.cachefs.origin.receive import set_kernel_timeouts
@@ -212,6 +213,8 @@ class Connection:
                 self._read(request)
             case "plan":
                 self._plan(request)
+            case "refute":
+                self._refute(request)
             case other:
                 raise wire.WireError(f"no request: {str(other)[:80]}")
 
@@ -298,6 +301,16 @@ class Connection:
 
     def _refuse(self, error: WeightstreamError) -> None:
         wire.send_head(self._sock, {"error": _shown(error)})
+
+    def _refute(self, request: dict[str, Any]) -> None:
+        """Hear that a blob which was read here is not what the origin has."""
+        blob = wire.blob_of(request)
+        try:
+            refute(self._reads.source_of(wire.text_of(request, "root"), blob), blob)
+        except WeightstreamError as error:
+            self._refuse(error)
+            return
+        wire.send_head(self._sock, {"refuted": True})
 
     # Plans
 

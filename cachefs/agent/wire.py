@@ -11,7 +11,8 @@
     one byte: the slot is free    ──>
 
 `inline` has the bytes follow their BYTES frame. A plan is a head (`plan`) on a connection of its
-own, which lasts as long as the plan.
+own, which lasts as long as the plan. `refute`, answered by a head, says that what was read of a
+blob is not what the origin has.
 """
 
 import json

@@ -35,6 +35,21 @@ class Summed(Protocol):
         ...
 
 
+@runtime_checkable
+class Refutable(Protocol):
+    """A source that may give what others say, and wants to hear when that was wrong."""
+
+    def refute(self, blob: Blob) -> None:
+        """Hear that a blob was not what the origin has: give it from the origin from now on."""
+        ...
+
+
+def refute(source: Source, blob: Blob) -> None:
+    """Tell a source that what it gave of a blob was wrong, if it wants to know."""
+    if isinstance(source, Refutable):
+        source.refute(blob)
+
+
 @dataclass(slots=True)
 class PieceSums:
     """CRCs of one piece, None where not computed."""

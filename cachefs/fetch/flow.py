@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from weightstream import metrics
 from weightstream.cachefs.blob import Blob, Extent
-from weightstream.cachefs.fetch.checks import ANSWER_WAIT_S, BlobCheck
+from weightstream.cachefs.fetch.checks import ANSWER_WAIT_S, BlobCheck, refute
 from weightstream.cachefs.fetch.claims import Claims, Run, unlock
 from weightstream.cachefs.fetch.job import Job
 from weightstream.cachefs.fetch.landing import HoldsBack, Lease, Priority
@@ -387,6 +387,7 @@ class Flow:
                     sums = [(piece.sums, len(piece.extent)) for piece in part.pieces]
                     if (error := check.verdict(sums, until_s)) is not None:
                         wrong[part] = error
+                        refute(self.source, part.blob)
                 self._wrong = wrong
             return self._wrong
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from weightstream import metrics
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch import Engine
-from weightstream.cachefs.fetch.checks import check_stored
+from weightstream.cachefs.fetch.checks import check_stored, refute
 from weightstream.cachefs.fetch.slabs import Slab
 from weightstream.cachefs.fetch.source import Source
 from weightstream.cachefs.files.demands import Demands
@@ -346,6 +346,7 @@ class Content:
             return True
         if error is not None:
             log.error("%s", error)
+            refute(self._source, stored.blob)
             self.memory.drop_blob(stored.blob)
         return error is None
 

@@ -31,9 +31,14 @@ class Bringer:
     """Brings one blob's flights. Thread-safe."""
 
     def __init__(
-        self, parts: Parts, crowd: Crowd, chunk_size: int, view: Callable[[bool], View]
+        self,
+        parts: Parts,
+        crowd: Crowd,
+        chunk_size: int,
+        view: Callable[[bool, frozenset[str]], View],
     ) -> None:
-        """`view` says what the schedule decides by, for urgent flights or others."""
+        """`view` says what the schedule decides by: for urgent flights or others, and without those
+        that were left because they were slow."""
         self._parts = parts
         self._crowd = crowd
         self._chunk_size = chunk_size
@@ -60,15 +65,16 @@ class Bringer:
         if digest is None:
             self._parts.gate.resort(flight)
             return
-        flight.land(digest)
-        self._parts.shelf.put(flight)
+        if flight.land(digest):
+            self._parts.shelf.put(flight)
 
     def _from_peers(self, flight: Flight, view: memoryview) -> bytes | None:
         """Ask one after the other; None when it is the origin's turn."""
         tried: dict[str, int] = {}
+        left: set[str] = set()  # because they were slow: whoever stands in for them, may be we
         named = namer = ""
         for _ in range(_TRIES):
-            way = route(self._view(flight.urgent), flight.chunk)
+            way = route(self._view(flight.urgent, frozenset(left)), flight.chunk)
             node = named or next((ask for ask in way.asks if not tried.get(ask)), ORIGIN)
             insist = node not in way.relays and node != self._crowd.home(flight.chunk)
             insist |= bool(named or node == namer)
@@ -98,6 +104,7 @@ class Bringer:
                 metrics.PEER_FAILURES.labels("broken").inc()
                 if isinstance(error, SlowError):
                     namer = ""
+                    left.add(node)
                 else:
                     self._parts.suspect(node, str(error))
             flight.restart()
@@ -109,7 +116,12 @@ class Bringer:
         if self._crowd.taker(flight.chunk) == self._parts.me:
             raise TakenError("it is this node's to read now")
         sink = FlightSink(flight, member.node, self._parts.me, self._parts.neighbours.is_slow)
-        said = self._parts.client.fetch(member, name, view, sink, flight.urgent, insist)
+        try:
+            said = self._parts.client.fetch(member, name, view, sink, flight.urgent, insist)
+        except PeerError as error:
+            if flight.is_hurried and not flight.urgent:
+                raise HurryError("a reader waits for it") from error
+            raise
         self._check(flight, member, view, said)
         self._crowd.note(member.node, flight.chunk, True)
         metrics.PEER_BYTES.labels("received").inc(len(view))

@@ -93,9 +93,10 @@ class Carrier(Protocol):
 
 
 def carry(relay: "Relay", carrier: Carrier | None) -> Carried | None:
-    """Take part in a blob's swarm, where there is one."""
+    """Take part in a blob's swarm, where there is one that has not been found wrong."""
     with relay.carrying:
-        if relay.carried is None and carrier is not None:
+        may_trust = not relay.crowd.is_refuted
+        if relay.carried is None and carrier is not None and may_trust:
             relay.used_s = time.monotonic()
             relay.carried = carrier.carry(relay)
         return relay.carried

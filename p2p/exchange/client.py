@@ -46,6 +46,14 @@ class ElsewhereError(PeerError):
 class Sink(Protocol):
     """Who receives a chunk."""
 
+    def began(self, interrupt: Callable[[], None]) -> None:
+        """Hear that the peer is asked for bulk, and how to end the wait for it."""
+        ...
+
+    def ended(self) -> None:
+        """Hear that the answer is over, whatever it was."""
+        ...
+
     def advance(self, count: int) -> None:
         """Hear that the next bytes are there; may raise to break off."""
         ...
@@ -103,19 +111,34 @@ class PeerClient:
         with self._asking(member, "GET", name.path, headers) as channel:
             if not fault:
                 self._set_window(channel)
-            head = self._wait_head(channel, sink)
-            if head.status != 200:
-                raise _refusal(member, name, head, channel)
-            if head.length != len(into) + DIGEST_BYTES:
-                raise WireError(f"{head.length} bytes for a chunk of {len(into)}")
-            channel.set_timeouts(2 * SILENCE_S)
-            digest = bytearray(DIGEST_BYTES)
-            turn = self._lanes.fault() if fault else contextlib.nullcontext()
-            with self.paces.asked(member.node), turn:
-                channel.read_body(into, self._advance(member.node, sink, fault))
-            channel.set_timeouts(_DIGEST_S)
-            channel.read_body(memoryview(digest), lambda count: None)
-            return bytes(digest)
+                sink.began(channel.shut)
+            try:
+                return self._receive(channel, member, name, into, sink, fault)
+            finally:
+                sink.ended()
+
+    def _receive(
+        self,
+        channel: Channel,
+        member: Member,
+        name: ChunkName,
+        into: memoryview,
+        sink: Sink,
+        fault: bool,
+    ) -> bytes:
+        head = self._wait_head(channel, sink)
+        if head.status != 200:
+            raise _refusal(member, name, head, channel)
+        if head.length != len(into) + DIGEST_BYTES:
+            raise WireError(f"{head.length} bytes for a chunk of {len(into)}")
+        channel.set_timeouts(2 * SILENCE_S)
+        digest = bytearray(DIGEST_BYTES)
+        turn = self._lanes.fault() if fault else contextlib.nullcontext()
+        with self.paces.asked(member.node), turn:
+            channel.read_body(into, self._advance(member.node, sink, fault))
+        channel.set_timeouts(_DIGEST_S)
+        channel.read_body(memoryview(digest), lambda count: None)
+        return bytes(digest)
 
     def tell(self, member: Member, path: str, message: Mapping[str, Any]) -> dict[str, Any]:
         """Post a JSON message; return the answer."""
@@ -151,7 +174,9 @@ class PeerClient:
 
     def _set_window(self, channel: Channel) -> None:
         rate_bytes_s, connections = self.paces.sending()
-        window = receive_window(rate_bytes_s, connections + 1, self._lanes.sees_faults)
+        window = receive_window(
+            rate_bytes_s, connections + 1, channel.round_trip_s, channel.segment_bytes
+        )
         channel.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
 
     @staticmethod

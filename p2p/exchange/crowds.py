@@ -41,6 +41,7 @@ class Crowd:
         self._starts: dict[str, int] = {me: 0}
         self._flags: dict[str, bytearray] = {}
         self._moved: dict[int, str] = {}
+        self.is_refuted = False
         self.epoch = 0
         """Changes whenever homes do, or a chunk is taken over."""
 
@@ -112,9 +113,20 @@ class Crowd:
             self._moved[chunk] = taker
             self.epoch += 1
 
+    def refute(self) -> None:
+        """Trust nobody with this blob any more."""
+        with self._lock:
+            self.is_refuted = True
+            self.epoch += 1
+
     def taker(self, chunk: int) -> str | None:
         """Return who has taken a chunk over."""
         return self._moved.get(chunk)
+
+    @property
+    def is_founded_here(self) -> bool:
+        """Say that this node was there when the first byte was read: it may be home."""
+        return not self._homes.starts_at(self._me)
 
     @property
     def is_mesh(self) -> bool:
@@ -133,18 +145,21 @@ class Crowd:
         slow: frozenset[str],
         zones: Mapping[str, str],
         urgent: bool = False,
+        left: frozenset[str] = frozenset(),
     ) -> View:
-        """Return what the schedule decides by.
+        """Return what the schedule decides by; who was `left` is passed over by all means.
 
         In a mesh, bulk asks a home that is slow as well: what it has not begun others take over
         from it, and nothing is read twice. Who came late, asks one node for everything, and a
         reader that waits, pass a slow one over.
         """
+        if self.is_refuted:
+            return View(self._me, Homes((self._me,)))
         fan_out = None if self.is_mesh else _FAN_OUT
-        if self.is_mesh and not urgent and not self._starts.get(self._me):
+        if self.is_mesh and self.is_founded_here and not urgent:
             slow = frozenset()
         holders = _Holders(self._flags)
-        return View(self._me, self._homes, holders, down, slow, zones, fan_out, self._moved)
+        return View(self._me, self._homes, holders, down, slow | left, zones, fan_out, self._moved)
 
 
 def pack_flags(flags: bytes) -> str:

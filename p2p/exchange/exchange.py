@@ -142,6 +142,14 @@ class Exchange:
             return None
         return source.checksum(blob)
 
+    def refute(self, blob: Blob) -> None:
+        """Hear that what was read of a blob is not what the origin has: some peer lies, and nobody
+        can tell which. It is read from the origin from now on."""
+        text = "%s came wrong from peers: it is read from the origin from now on"
+        log.warning(text, blob.uri)
+        metrics.PEER_FAILURES.labels("refuted").inc()
+        self._relay(blob).refute()
+
     def plan(self, wanted: Sequence[tuple[Blob, tuple[Extent, ...]]]) -> _Plan:
         """Begin with what a reader is going to want; it says `close` when it is done."""
         relays = [(self._relay(blob), extents) for blob, extents in wanted if blob.version]
@@ -169,7 +177,10 @@ class Exchange:
             if carried is not None:
                 carried.want(one.chunks)
             self._joining.begin(one.relay)
-            self._pool.submit(self._parts.digest_of, one.relay.blob, one.relay.chunk_size, 0)
+            with self._lock:
+                if self._closed:
+                    return
+                self._pool.submit(self._parts.digest_of, one.relay.blob, one.relay.chunk_size, 0)
         for one in planned:
             self._joining.wait(one.relay, urgent=False)
         self._bulk.add([one for one in planned if one.is_open])
@@ -377,7 +388,8 @@ class Exchange:
             for relay in relays:
                 if now_s - relay.used_s > _LEAVE_S and relay.blob not in self._bulk.blobs:
                     relay.drop_carried()
-                if now_s - relay.used_s > _FORGET_S and relay.is_idle:
+                is_old = now_s - relay.used_s > _FORGET_S
+                if is_old and relay.is_idle and not relay.crowd.is_refuted:
                     with self._lock:
                         self._relays.pop((relay.blob.id, relay.chunk_size), None)
                     self._joining.forget(relay)

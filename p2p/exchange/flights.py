@@ -64,6 +64,7 @@ class Flight:
         """A fault: it goes before bulk, here and at the sender."""
         self.is_hurried = False
         """A fault came to a flight that runs as bulk: it is to be asked for again, as one."""
+        self._interrupt: Callable[[], None] | None = None
         self.is_needed = False
         """A reader or a peer waits for it."""
         self.is_queued = False
@@ -135,14 +136,17 @@ class Flight:
         if self.from_origin:
             self._offer(self)
 
-    def land(self, digest: bytes) -> None:
-        """Say that all bytes are there and are what `digest` says."""
+    def land(self, digest: bytes) -> bool:
+        """Say that all bytes are there and are what `digest` says; False when it has failed."""
         with self._changed:
+            if self.is_over:
+                return False
             self.digest = digest
             self.position = len(self.extent)
             self.state = FlightState.LANDED
             self._changed.notify_all()
         self._offer(self)
+        return True
 
     def fail(self, error: WeightstreamError) -> None:
         """Say that nobody gave it."""
@@ -153,6 +157,20 @@ class Flight:
             self.state = FlightState.FAILED
             self._changed.notify_all()
         self.drop()
+
+    def hurry(self) -> None:
+        """Have it asked for again as a fault, at once when no byte has come."""
+        with self._changed:
+            self.is_hurried = True
+            if self._interrupt is not None and not self.position:
+                self._interrupt()
+
+    def asks(self, interrupt: Callable[[], None] | None) -> None:
+        """Hear how to end the wait for the peer that it is asked of; None: that is over."""
+        with self._changed:
+            self._interrupt = interrupt
+            if interrupt is not None and self.is_hurried:
+                interrupt()
 
     def wake(self) -> None:
         """Have whoever waits look again."""
@@ -270,6 +288,10 @@ class Shelf:
         with self._lock:
             self._landed[flight.blob.id, flight.chunk] = flight
             self._landed_bytes += len(flight.extent)
+
+    def discard(self, flight: Flight) -> None:
+        """Let one go, if it is kept."""
+        self._let_go(flight)
 
     def touch(self, flight: Flight) -> None:
         """Make it the last to go."""

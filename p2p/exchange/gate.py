@@ -36,6 +36,7 @@ _STEP_BYTES = 128 << 10
 nodes on 100 Mbit/s a step took 0.7 s, and seconds when the origin's streams were unfair."""
 _STARVED_TIMES = 2.0
 _MOST_FAULTS = 8
+_SPLIT, _LEAST_PART_BYTES = 4, 128 << 10
 _MOST_RESORTS = 2
 
 
@@ -204,15 +205,19 @@ class Gate:
         flight.begin(slab)
         with flight.memory() as view:
             self._fill(flight, source, view)
-            flight.land(blake3(view).digest())
-        self._shelf.put(flight)
+            landed = flight.land(blake3(view).digest())
+        if landed:
+            self._shelf.put(flight)
 
     def _fill(self, flight: Flight, source: Source, view: memoryview) -> None:
+        if flight.urgent and len(view) >= _SPLIT * _LEAST_PART_BYTES:
+            self._fill_split(flight, source, view)
         failures, heard_s, may_starve = 0, time.monotonic(), True
         while flight.position < len(flight.extent):
             before = flight.position
+            part, start = view[before:], flight.extent.start + before
             try:
-                self._attempt(flight, source, view, may_starve)
+                self._attempt(flight, source, start, part, flight.advance, may_starve)
             except _StarvedError:
                 may_starve = False
             except WeightstreamError as error:
@@ -226,9 +231,42 @@ class Gate:
                 failures += 1
                 time.sleep(wait_s)
 
-    def _attempt(self, flight: Flight, source: Source, view: memoryview, may_starve: bool) -> None:
+    def _fill_split(self, flight: Flight, source: Source, view: memoryview) -> None:
+        """Read several parts at once, as far as they come: a new connection begins slowly, and
+        waits a round trip in a full queue for each doubling of its rate."""
+        parts = Parts(flight, _SPLIT)
+
+        def read(number: int) -> None:
+            start, stop = parts.bounds(number)
+            try:
+                self._attempt(
+                    flight, source, flight.extent.start + start, view[start:stop],
+                    lambda count: parts.advance(number, count), may_starve=False,
+                )  # fmt: skip
+            except WeightstreamError as error:
+                log.debug("part %d of a fault's chunk: %s; going on without", number, error)
+
+        others = [
+            threading.Thread(target=read, args=(i,), daemon=True, name="weightstream-fault-part")
+            for i in range(1, _SPLIT)
+        ]
+        for thread in others:
+            thread.start()
+        read(0)
+        for thread in others:
+            thread.join()
+
+    def _attempt(
+        self,
+        flight: Flight,
+        source: Source,
+        start: int,
+        into: memoryview,
+        landed: Callable[[int], None],
+        may_starve: bool,
+    ) -> None:
         def advance(count: int) -> None:
-            flight.advance(count)
+            landed(count)
             self._paces.got(ORIGIN, count)
             self.read_bytes += count
             metrics.PEER_BYTES.labels("origin").inc(count)
@@ -242,9 +280,8 @@ class Gate:
                 raise LoadCancelled("the exchange was closed")
             self._reading.add(attempt)
         try:
-            start = flight.extent.start + flight.position
             with self._paces.asked(ORIGIN):
-                source.read_into(flight.blob, start, view[flight.position :], attempt)
+                source.read_into(flight.blob, start, into, attempt)
         except LoadCancelled:
             if attempt in self._starved and not self._closed:
                 log.debug("starved of %s chunk %d: asked anew", flight.blob.uri, flight.chunk)
@@ -254,6 +291,33 @@ class Gate:
             with self._changed:
                 self._reading.discard(attempt)
                 self._starved.discard(attempt)
+
+
+class Parts:
+    """A flight that arrives in several parts; it advances by what has no gap before it."""
+
+    def __init__(self, flight: Flight, count: int) -> None:
+        self._flight = flight
+        size = len(flight.extent)
+        self._edges = [size * i // count for i in range(count + 1)]
+        self._done = [0] * count
+        self._lock = threading.Lock()
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """Return where a part begins and ends in the flight."""
+        return self._edges[number], self._edges[number + 1]
+
+    def advance(self, number: int, count: int) -> None:
+        """Say that the next `count` bytes of a part are there."""
+        with self._lock:
+            self._done[number] += count
+            whole = 0
+            for i, done in enumerate(self._done):
+                whole += done
+                if whole < self._edges[i + 1]:
+                    break
+            if whole > self._flight.position:
+                self._flight.advance(whole - self._flight.position)
 
 
 class _Reading(Attempt):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from weightstream.cachefs.blob import Blob, Extent
-from weightstream.errors import WeightstreamError
+from weightstream.errors import UnavailableError, WeightstreamError
 from weightstream.p2p.exchange.bringing import Bringer
 from weightstream.p2p.exchange.carrier import Carried
 from weightstream.p2p.exchange.client import PeerError
@@ -266,6 +266,16 @@ class Relay:
         for flight in self.flights():
             flight.unread = False
 
+    def refute(self) -> None:
+        """Let go of what came from peers, and read it from the origin."""
+        self.crowd.refute()
+        self.drop_carried()
+        doubtful = [flight for flight in self.flights() if not flight.from_origin]
+        error = UnavailableError(f"{self.blob.uri} came wrong from peers")
+        for flight in doubtful:
+            self._parts.shelf.discard(flight)
+            flight.fail(error)
+
     def fail(self, error: WeightstreamError) -> None:
         """End what is on its way."""
         for flight in self.flights():
@@ -318,7 +328,7 @@ class Relay:
             flight.is_hurried = True
             self._parts.gate.hurry(flight)
         elif flight.position < len(flight.extent) // 2:
-            flight.is_hurried = True
+            flight.hurry()
 
     def want_own(self, flight: Flight, urgent: bool) -> None:
         """Have this node's gate bring a flight."""
@@ -327,13 +337,13 @@ class Relay:
         else:
             self._parts.gate.want(flight)
 
-    def view(self, urgent: bool = False) -> View:
+    def view(self, urgent: bool = False, left: frozenset[str] = frozenset()) -> View:
         """Return what the schedule decides by; see `Crowd.view`."""
         alive = self._parts.neighbours.alive()
         known = set(self.crowd.nodes) | set(self.crowd.holders)
         down = frozenset(node for node in known if node != self._parts.me and node not in alive)
         neighbours = self._parts.neighbours
-        return self.crowd.view(down, neighbours.slow(), neighbours.zones(), urgent)
+        return self.crowd.view(down, neighbours.slow(), neighbours.zones(), urgent, left)
 
     def bring(self, flight: Flight) -> None:
         """Bring a chunk from whoever gives it, on this thread; it lands, fails, or is queued."""

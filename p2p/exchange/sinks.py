@@ -9,7 +9,7 @@ from weightstream.p2p.exchange.flights import Flight
 _STUCK_S = 3.0
 """A peer that waits itself, and gets nothing at all meanwhile, is not waited for."""
 _JUDGED_S, _LONGEST_S = 5.0, 60.0
-_WORTH_TIMES = 4.0
+WORTH_TIMES = 4.0
 """What is left of a chunk has to take so many times as long as all of it from another: who is
 asked next begins anew, and may have to read it from the origin once more."""
 _FAULT_JUDGED_S, _FAULT_LONGEST_S = 2.0, 30.0
@@ -49,6 +49,14 @@ class FlightSink:
         self._progress = -1
         self._until_s = time.monotonic() + _STUCK_S
 
+    def began(self, interrupt: Callable[[], None]) -> None:
+        """See `Sink`."""
+        self._flight.asks(interrupt)
+
+    def ended(self) -> None:
+        """See `Sink`."""
+        self._flight.asks(None)
+
     def advance(self, count: int) -> None:
         """See `Sink`."""
         self._first_s = self._first_s or time.monotonic()
@@ -77,7 +85,7 @@ class FlightSink:
         if now_s >= self._look_s:
             self._look_s = now_s + 0.25
             left = 1 - self._flight.position / len(self._flight.extent)
-            if left and self._is_slow(self._node, _WORTH_TIMES / left):
+            if left and self._is_slow(self._node, WORTH_TIMES / left):
                 raise SlowError(f"peer {self._node} gives far less than the others")
             if self._is_hopeless(now_s - self._first_s):
                 raise SlowError(f"peer {self._node} would not be done in time")

@@ -4,7 +4,9 @@
     POST /v1/take  ───────────────────────>   gives a chunk away, or says that it has none
     reads it from the origin                  asks the taker, as do all whom it sends there
 
-The home decides alone, under the relay's lock: a chunk is given once, and read once.
+The home decides alone, under the relay's lock: a chunk is given once, and read once. Founders only:
+who came late asks those before it, and each link is used once. Simulated, 8 nodes of which some
+came 0.1 s late: 1.01 to 1.14 of the bound, where late comers take as well 1.13 to 1.55.
 """
 
 import logging
@@ -42,7 +44,9 @@ class Taking:
         """
         relay = self._relay
         nodes = relay.crowd.nodes
-        if len(nodes) < 2 or not relay.crowd.is_mesh or not self._parts.may_read(relay.blob):
+        if len(nodes) < 2 or not relay.crowd.is_founded_here or not relay.crowd.is_mesh:
+            return False
+        if not self._parts.may_read(relay.blob):
             return False
         if nodes != self._crowd:
             self._crowd, self._spent = nodes, set()

@@ -36,6 +36,12 @@ class Homes:
     starts: tuple[int, ...] = ()
     """By node of `order`: the first chunk that it may be home of (see `late_start`); empty: 0."""
 
+    def starts_at(self, node: str) -> int:
+        """Return the first chunk that a node may be home of; 0 for one that is not known."""
+        if not self.starts or node not in self.order:
+            return 0
+        return self.starts[self.order.index(node)]
+
     def home(self, chunk: int) -> str:
         """Return the node that reads `chunk` from the origin."""
         return next(self.ranked(chunk))

@@ -54,6 +54,26 @@ def test_flipped_bits_are_never_seen_and_their_sender_is_banned(
         assert len(liar.asked) == asked, "it was asked again"
 
 
+def test_what_was_found_wrong_as_a_whole_is_read_from_the_origin(
+    cluster: ClusterFactory, s3: S3Server, expect_log: LogWatch
+) -> None:
+    nodes = cluster(1)
+    blob, data = nodes.put(s3, 3 * MIB)
+
+    def answer(sock: socket.socket, chunk: int) -> None:
+        sock.sendall(give(flipped(data, chunk)))
+
+    with with_liar(nodes, blob, answer) as liar:
+        assert nodes.nodes[0].load(blob) != data
+        assert liar.asked
+        expect_log("w.bin came wrong from peers: it is read from the origin from now on")
+        nodes.nodes[0].exchange.refute(blob)
+        asked = len(liar.asked)
+        assert nodes.nodes[0].load(blob) == data
+        assert nodes.nodes[0].read(blob) == data
+        assert len(liar.asked) == asked
+
+
 @pytest.mark.parametrize(
     "what",
     ["hang up", "hang", "half", "garbage", "endless head", "too long", "nothing but 102", "503"],

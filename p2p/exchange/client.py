@@ -91,6 +91,7 @@ class PeerClient:
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, int], list[Channel]] = {}
         self._busy: set[Channel] = set()
+        self._round_trips_s: dict[tuple[str, int], float] = {}
         self._closed = False
 
     def fetch(
@@ -110,7 +111,7 @@ class PeerClient:
         headers = {"Priority": "fault" if fault else "bulk"} | ({"Stand-In": "1"} if insist else {})
         with self._asking(member, "GET", name.path, headers) as channel:
             if not fault:
-                self._set_window(channel)
+                self._set_window(member, channel)
                 sink.began(channel.shut)
             try:
                 return self._receive(channel, member, name, into, sink, fault)
@@ -172,11 +173,17 @@ class PeerClient:
 
         return advance
 
-    def _set_window(self, channel: Channel) -> None:
-        rate_bytes_s, connections = self.paces.sending()
-        window = receive_window(
-            rate_bytes_s, connections + 1, channel.round_trip_s, channel.segment_bytes
-        )
+    def _set_window(self, member: Member, channel: Channel) -> None:
+        """Bound what may be on its way; see `windows`."""
+        place = member.host, member.port
+        shortest_s = min(channel.round_trip_s, self._round_trips_s.get(place, 1.0))
+        self._round_trips_s[place] = shortest_s  # of one that began under load: the queue's
+        window = BULK_BYTES
+        if self._lanes.sees_faults:
+            rate_bytes_s, connections = self.paces.sending()
+            window = receive_window(
+                rate_bytes_s, connections + 1, shortest_s, channel.segment_bytes
+            )
         channel.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
 
     @staticmethod

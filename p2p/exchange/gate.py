@@ -36,7 +36,7 @@ _STEP_BYTES = 128 << 10
 nodes on 100 Mbit/s a step took 0.7 s, and seconds when the origin's streams were unfair."""
 _STARVED_TIMES = 2.0
 _MOST_FAULTS = 8
-_SPLIT, _LEAST_PART_BYTES = 4, 128 << 10
+_FAULT_LATE_S, _SPLIT = 0.8, 4
 _MOST_RESORTS = 2
 
 
@@ -113,9 +113,8 @@ class Gate:
             return
         with self._changed:
             starved = [attempt for attempt in self._reading if attempt.may_starve]
-            self._starved.update(starved)
         for attempt in starved:
-            attempt.cancel()
+            self._starve(attempt)
         self._paces.forget(ORIGIN)
 
     def close(self) -> None:
@@ -210,8 +209,6 @@ class Gate:
             self._shelf.put(flight)
 
     def _fill(self, flight: Flight, source: Source, view: memoryview) -> None:
-        if flight.urgent and len(view) >= _SPLIT * _LEAST_PART_BYTES:
-            self._fill_split(flight, source, view)
         failures, heard_s, may_starve = 0, time.monotonic(), True
         while flight.position < len(flight.extent):
             before = flight.position
@@ -220,6 +217,8 @@ class Gate:
                 self._attempt(flight, source, start, part, flight.advance, may_starve)
             except _StarvedError:
                 may_starve = False
+                if flight.urgent:
+                    self._fill_split(flight, source, view)
             except WeightstreamError as error:
                 now_s = time.monotonic()
                 if flight.position > before:
@@ -232,8 +231,9 @@ class Gate:
                 time.sleep(wait_s)
 
     def _fill_split(self, flight: Flight, source: Source, view: memoryview) -> None:
-        """Read several parts at once, as far as they come: a new connection begins slowly, and
-        waits a round trip in a full queue for each doubling of its rate."""
+        """Read what is missing in several parts at once, as far as they come. Not from the first:
+        measured, 8 nodes under bulk, one stream brings a fault of 1 MiB in 0.3 s in the median and
+        2.5 s at worst, four in 0.5 and 1.2."""
         parts = Parts(flight, _SPLIT)
 
         def read(number: int) -> None:
@@ -279,7 +279,10 @@ class Gate:
             if self._closed:
                 raise LoadCancelled("the exchange was closed")
             self._reading.add(attempt)
+        late = threading.Timer(_FAULT_LATE_S, self._starve, (attempt,))
         try:
+            if may_starve and flight.urgent:
+                late.start()
             with self._paces.asked(ORIGIN):
                 source.read_into(flight.blob, start, into, attempt)
         except LoadCancelled:
@@ -288,18 +291,28 @@ class Gate:
                 raise _StarvedError(f"{flight.blob.uri} chunk {flight.chunk}: slow") from None
             raise
         finally:
+            late.cancel()
             with self._changed:
                 self._reading.discard(attempt)
                 self._starved.discard(attempt)
 
+    def _starve(self, attempt: "_Reading") -> None:
+        """Break an attempt off whose bytes are to be asked for anew."""
+        with self._changed:
+            if attempt not in self._reading:
+                return
+            self._starved.add(attempt)
+        attempt.cancel()
+
 
 class Parts:
-    """A flight that arrives in several parts; it advances by what has no gap before it."""
+    """The rest of a flight, in parts; the flight advances by what has no gap before it."""
 
     def __init__(self, flight: Flight, count: int) -> None:
         self._flight = flight
-        size = len(flight.extent)
-        self._edges = [size * i // count for i in range(count + 1)]
+        before = flight.position
+        left = len(flight.extent) - before
+        self._edges = [before + left * i // count for i in range(count + 1)]
         self._done = [0] * count
         self._lock = threading.Lock()
 
@@ -311,7 +324,7 @@ class Parts:
         """Say that the next `count` bytes of a part are there."""
         with self._lock:
             self._done[number] += count
-            whole = 0
+            whole = self._edges[0]
             for i, done in enumerate(self._done):
                 whole += done
                 if whole < self._edges[i + 1]:

@@ -7,9 +7,11 @@ the fault that waits for it.
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_LATELY_S = 10.0
 _LONGEST_S = 1.0
 """A pause ends after this long whatever the fault does: a stuck one must not stop the load."""
 
@@ -19,6 +21,7 @@ class Lanes:
 
     def __init__(self) -> None:
         self._faults = 0
+        self._last_s = float("-inf")
         self._changed = threading.Condition()
 
     @contextmanager
@@ -26,12 +29,18 @@ class Lanes:
         """Hold bulk up while the block runs."""
         with self._changed:
             self._faults += 1
+            self._last_s = time.monotonic()
         try:
             yield
         finally:
             with self._changed:
                 self._faults -= 1
                 self._changed.notify_all()
+
+    @property
+    def sees_faults(self) -> bool:
+        """Say that there was one lately: more are going to come."""
+        return time.monotonic() - self._last_s < _LATELY_S
 
     def give_way(self) -> None:
         """Wait until no fault's bytes move."""

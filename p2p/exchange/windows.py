@@ -3,11 +3,12 @@
 What is on its way waits in front of the slowest link, and a fault waits behind it: with 128 KiB on
 each of four connections a fault of 1 MiB took 263 to 290 ms on a link of 200 Mbit/s, with 32 KiB
 138 to 140, with 16 KiB 111. Small windows mean more calls (1.76 CPU seconds for 256 MiB where
-128 KiB took 1.05), so on fast links, where as much waits for a shorter time, they are large.
+128 KiB took 1.05), so they are for nodes that see faults; and on fast links, where as much waits
+for a shorter time, they are large.
 """
 
 BULK_BYTES = 128 << 10
-"""The most. The kernel doubles it."""
+"""The most, and what those get that see no faults. The kernel doubles it."""
 _LEAST_BYTES = 16 << 10
 _LEAST_SEGMENTS = 8
 """A window of less than a segment stalls a sender for 200 ms at a time: over the loopback device,

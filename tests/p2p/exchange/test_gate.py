@@ -1,0 +1,43 @@
+"""What the gate does about an origin that is slow."""
+
+from tests.kit.s3 import S3Server
+from tests.p2p.exchange.conftest import MIB, ClusterFactory
+from tests.p2p.exchange.test_taking import Starved
+
+from weightstream.cachefs.blob import Blob, Extent
+from weightstream.cachefs.fetch.job import Attempt
+from weightstream.p2p.exchange.flights import Flight
+from weightstream.p2p.exchange.gate import Parts
+
+BLOB = Blob("s3://b/w.bin", 1000, "v1")
+
+
+def test_a_late_fault_is_read_in_parts_from_where_it_is(
+    cluster: ClusterFactory, s3: S3Server
+) -> None:
+    nodes = cluster(1, chunk_size=2 * MIB)
+    blob, data = nodes.put(s3, 2 * MIB)
+    starved = nodes.nodes[0].source = Starved(nodes.nodes[0].origin)
+    into = memoryview(bytearray(blob.size))
+    nodes.nodes[0].exchange.read_into(blob, 0, into, Attempt(lambda count: None, lambda: True))
+    assert bytes(into) == data
+    first, *others = starved.begun
+    assert first == 0
+    assert len(others) == 4
+    assert 0 < min(others) < MIB, "what had come is not read again"
+
+
+def test_parts_advance_a_flight_by_what_has_no_gap() -> None:
+    flight = Flight(BLOB, 0, Extent(0, 1000))
+    flight.advance(200)
+    parts = Parts(flight, 4)
+    assert [parts.bounds(i) for i in range(4)] == [(200, 400), (400, 600), (600, 800), (800, 1000)]
+    parts.advance(1, 200)
+    assert flight.position == 200
+    parts.advance(0, 100)
+    assert flight.position == 300
+    parts.advance(0, 100)
+    assert flight.position == 600
+    parts.advance(3, 200)
+    parts.advance(2, 200)
+    assert flight.position == 1000

@@ -160,7 +160,7 @@ class Node:
             if self._lacks(chunk) and route(self.view(), chunk).is_own:
                 self._read(self._board(chunk, planned=False))
                 return True
-        return self._take()
+        return self.next_own >= scenario.chunks and self._take()
 
     # Taking over, as `weightstream.p2p.exchange.taking` does; the asking takes no time
 

@@ -55,6 +55,7 @@ class Bringer:
             flight.fail(WeightstreamError(f"{flight.blob.uri} chunk {flight.chunk}: {error!r}"))
 
     def _bring(self, flight: Flight) -> None:
+        flight.raise_if_over()
         slab = flight.slab or self._parts.shelf.take(flight, _ROOM_S)
         if slab is None:
             raise UnavailableError(f"{flight.blob.uri} {flight.extent}: no memory for it")

@@ -92,6 +92,12 @@ class Flight:
         """Say that nothing more will come."""
         return self.state in (FlightState.LANDED, FlightState.FAILED)
 
+    def raise_if_over(self) -> None:
+        """Raise LoadCancelled for a flight that failed before anybody fetched it, or meanwhile: it
+        is nobody's any more, and must not land."""
+        if self.is_over:
+            raise LoadCancelled(f"{self.blob.uri} {self.extent}: not wanted any more")
+
     def claim(self) -> bool:
         """Become the one who brings it; False when somebody is already."""
         with self._changed:

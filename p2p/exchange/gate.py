@@ -197,6 +197,7 @@ class Gate:
     # Reading
 
     def _read(self, flight: Flight, source: Source) -> None:
+        flight.raise_if_over()
         slab = flight.slab or self._shelf.take(flight, _ROOM_S)
         if slab is None:
             raise UnavailableError(f"{flight.blob.uri} chunk {flight.chunk}: no memory for it")

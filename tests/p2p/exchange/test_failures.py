@@ -15,6 +15,7 @@ from tests.p2p.exchange.liar import Answer, Liar, give
 
 from weightstream.cachefs.blob import Blob
 from weightstream.errors import WeightstreamError
+from weightstream.p2p.exchange.flights import FlightState
 from weightstream.p2p.members import Member
 
 CHUNK = 256 << 10
@@ -72,6 +73,35 @@ def test_what_was_found_wrong_as_a_whole_is_read_from_the_origin(
         assert nodes.nodes[0].load(blob) == data
         assert nodes.nodes[0].read(blob) == data
         assert len(liar.asked) == asked
+
+
+def test_what_is_found_wrong_in_mid_load_is_nowhere_afterwards(
+    cluster: ClusterFactory, s3: S3Server, expect_log: LogWatch
+) -> None:
+    nodes = cluster(1)
+    blob, data = nodes.put(s3, 4 * MIB)
+    node = nodes.nodes[0]
+
+    def answer(sock: socket.socket, chunk: int) -> None:
+        wrong = give(flipped(data, chunk))
+        sock.sendall(wrong[: CHUNK // 2])
+        time.sleep(0.3)
+        sock.sendall(wrong[CHUNK // 2 :])
+
+    with with_liar(nodes, blob, answer) as liar:
+        plan = node.exchange.plan([(blob, (blob.whole(),))])
+        until_s = time.monotonic() + 20
+        while len(liar.asked) < 3:
+            assert time.monotonic() < until_s
+            time.sleep(0.01)
+        expect_log("w.bin came wrong from peers")
+        node.exchange.refute(blob)
+        time.sleep(0.5)  # what was on its way has come, and is not to be seen
+        assert node.read(blob) == data
+        plan.close()
+    relay = node.exchange._relay(blob)
+    landed = sum(len(f.extent) for f in relay.flights() if f.state is FlightState.LANDED)
+    assert node.exchange._shelf.landed_bytes == landed, "some memory is counted twice"
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,8 @@ from weightstream.cachefs.fetch.source import Source
 from weightstream.cachefs.origin import open_origin
 from weightstream.cachefs.store import Store
 from weightstream.log import configure
+from weightstream.p2p.exchange.server import Server
+from weightstream.p2p.exchange.wire import Channel
 from weightstream.p2p.peering import open_peering
 from weightstream.settings import load_settings
 
@@ -44,6 +46,8 @@ class Job:
     """Keep what is fetched, as a loader on the node would."""
     load: bool = True
     """False: only serve."""
+    lies: bool = False
+    """Flip a bit of whatever it sends to peers."""
     faults: int = 0
     """Read that many chunks at random places while the load runs, as page faults do."""
 
@@ -91,6 +95,8 @@ def main() -> None:
     job = Job(**json.loads(sys.argv[1]))
     settings = load_settings(job.settings)
     configure(settings.log_level)
+    if job.lies:
+        _lie()
     engine = process_engine(settings)
     origin = open_origin(job.uri, settings)
     store = Store.open(settings) if job.store else None
@@ -106,6 +112,22 @@ def main() -> None:
     sys.stdin.readline()
     if exchange is not None:
         exchange.close()
+
+
+def _lie() -> None:
+    """Have this process send wrong bytes, with the digest of the right ones."""
+
+    def send(
+        server: Server, channel: Channel, view: memoryview, sent: int, count: int, fault: bool
+    ) -> int:
+        wrong = bytearray(view[sent:count])
+        if wrong:
+            wrong[0] ^= 1
+        channel.sock.sendall(wrong)
+        return count
+
+    patched: Any = Server
+    patched._send_some = send
 
 
 def _load(job: Job, source: Source, blob: Blob, store: Store | None) -> Result:

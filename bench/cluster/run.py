@@ -46,6 +46,8 @@ class Scenario:
     """Nodes, from 1, that are killed after a third of the bound."""
     slowed: tuple[int, ...] = ()
     """Nodes whose link turns ten times slower then."""
+    lying: tuple[int, ...] = ()
+    """Nodes that serve flipped bits."""
     faults: int = 0
     """So many chunks are read at random places by the last node while all load."""
     bound_mbit: float = 0.0
@@ -73,6 +75,7 @@ SCENARIOS = (
     Scenario("home-dies-8", Plan(8), killed=(3,)),
     Scenario("quarter-dies-8", Plan(8), killed=(3, 6)),
     Scenario("slow-peer-8", Plan(8), slowed=(3,)),
+    Scenario("liar-8", Plan(8), lying=(3,)),
     Scenario("fault-held-5", Plan(5), warm=4, settings=_SMALL, faults=40),
     Scenario("fault-cold-8", Plan(8), settings=_SMALL, faults=20),
 )
@@ -165,7 +168,13 @@ def run(place: Place, scenario: Scenario) -> Outcome:
             )
         )  # fmt: skip
         nodes = [
-            Node(net, end, _job(scenario, net, place, end), _env(server), place.work / f"{end}.log")
+            Node(
+                net,
+                end,
+                _job(scenario, net, place, end),
+                environment(server),
+                place.work / f"{end}.log",
+            )
             for end in range(1, scenario.plan.nodes + 1)
         ]
         for node in nodes:
@@ -189,7 +198,7 @@ def _measure(
         node.tell("go")
         time.sleep(scenario.stagger_s)
     _disturb(scenario, net, measured)
-    odd = {*scenario.killed, *scenario.slowed}
+    odd = {*scenario.killed, *scenario.slowed, *scenario.lying}
     results = [node.result() for node in measured if node.end not in odd]
     wrong = [f"node {i}: wrong bytes" for i, r in enumerate(results) if r.digest != place.digest]
     return Outcome(
@@ -233,10 +242,12 @@ def _job(scenario: Scenario, net: Network, place: Place, end: int) -> Job:
         settings,
         scenario.peered,
         faults=scenario.faults if last else 0,
+        lies=end in scenario.lying,
     )
 
 
-def _env(server: Server) -> dict[str, str]:
+def environment(server: Server) -> dict[str, str]:
+    """Return the environment in which the bucket is found."""
     return os.environ | {
         "AWS_ENDPOINT_URL": server.endpoint(tls=False),
         "AWS_ACCESS_KEY_ID": "bench",
@@ -247,9 +258,9 @@ def _env(server: Server) -> dict[str, str]:
 
 
 @contextmanager
-def place(size_bytes: int) -> Iterator[Place]:
+def place(size_bytes: int, folder: str | None = None) -> Iterator[Place]:
     """Make the file that everybody loads."""
-    with tempfile.TemporaryDirectory(prefix="weightstream-cluster-") as name:
+    with tempfile.TemporaryDirectory(prefix="weightstream-cluster-", dir=folder) as name:
         work = Path(name)
         (work / "root" / "models").mkdir(parents=True)
         hasher = blake3()

@@ -40,6 +40,7 @@ bench: $(VENV)/.bench
 
 bench-swarm: $(VENV)/.bench
 	$(BIN)/python -m weightstream.bench.cluster.run $(ARGS)
+	$(BIN)/python -m weightstream.bench.cluster.pair
 
 bench-serve: $(VENV)/.bench
 	$(PIP) install --editable '.[serve]'

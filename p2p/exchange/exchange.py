@@ -216,7 +216,7 @@ class Exchange:
 
     def take(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `Home`."""
-        return {} if self._draining else give(message, self._known, self._identity.node)
+        return {} if self._draining else give(message, self._known, self._parts)
 
     def left(self, message: Mapping[str, Any]) -> None:
         """See `Home`."""

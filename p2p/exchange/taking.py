@@ -93,14 +93,19 @@ def _wait_for_bringer(flight: Flight) -> None:
 
 
 def give(
-    message: Mapping[str, Any], known: Callable[[str, int], Relay | None], me: str
+    message: Mapping[str, Any], known: Callable[[str, int], Relay | None], parts: Parts
 ) -> Mapping[str, Any]:
-    """Answer who wants to take a chunk over; raises WireError for a message that makes no sense."""
+    """Answer who wants to take a chunk over; raises WireError for a message that makes no sense.
+
+    Who is banned or does not answer gets none: nobody would get the chunk from it.
+    """
     node, blob, chunk_size = (message.get(name) for name in ("node", "blob", "chunk_size"))
     if not isinstance(node, str) or not isinstance(blob, str) or not isinstance(chunk_size, int):
         raise WireError("a take without names")
     relay = known(blob, chunk_size)
-    if relay is None or node == me or node not in relay.crowd.nodes or not relay.crowd.is_mesh:
+    if relay is None or node not in parts.neighbours.alive():
+        return {}
+    if node not in relay.crowd.nodes or not relay.crowd.is_mesh:
         return {}
     chunk = relay.give_away(node)
     return {} if chunk is None else {"chunk": chunk}

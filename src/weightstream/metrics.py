@@ -49,7 +49,7 @@ PEER_BYTES = Counter(
 )
 PEER_FAILURES = Counter(
     "weightstream_peer_failures_total",
-    "Answers of peers that did not come, broke off, or were not what their hash says.",
+    "Answers of peers that did not come (broken) or were wrong; files that came wrong (refuted).",
     ["cause"],
 )
 

@@ -69,6 +69,26 @@ class Bringer:
         if flight.land(digest):
             self._parts.shelf.put(flight)
 
+    def bring_held(self, flight: Flight) -> bool:
+        """Bring a chunk that the origin did not give from who has it, however slow that is; False
+        when nobody gave it."""
+        crowd, alive = self._view(flight.urgent, frozenset()), self._parts.neighbours.alive()
+        having = crowd.holders.get(flight.chunk, frozenset()).intersection(alive)
+        for node in sorted(having, key=lambda node: (node in crowd.slow, node)):
+            flight.restart()
+            try:
+                with flight.memory() as view:
+                    digest = self._ask(flight, alive[node], view, insist=False, patient=True)
+            except WeightstreamError as error:
+                log.info("%s; nor did the origin give chunk %d", error, flight.chunk)
+                continue
+            finally:
+                flight.asking, flight.chain = "", ()
+            if flight.land(digest):
+                self._parts.shelf.put(flight)
+            return True
+        return False
+
     def _from_peers(self, flight: Flight, view: memoryview) -> bytes | None:
         """Ask one after the other; None when it is the origin's turn."""
         tried: dict[str, int] = {}
@@ -111,12 +131,20 @@ class Bringer:
             flight.restart()
         return None
 
-    def _ask(self, flight: Flight, member: Member, view: memoryview, insist: bool) -> bytes:
+    def _ask(
+        self,
+        flight: Flight,
+        member: Member,
+        view: memoryview,
+        insist: bool,
+        patient: bool = False,
+    ) -> bytes:
         name = ChunkName(flight.blob, self._chunk_size, flight.chunk)
         flight.asking, flight.chain = member.node, (member.node,)
         if self._crowd.taker(flight.chunk) == self._parts.me:
             raise TakenError("it is this node's to read now")
-        sink = FlightSink(flight, member.node, self._parts.me, self._parts.neighbours.is_slow)
+        is_slow = (lambda *_: False) if patient else self._parts.neighbours.is_slow
+        sink = FlightSink(flight, member.node, self._parts.me, is_slow)
         try:
             said = self._parts.client.fetch(member, name, view, sink, flight.urgent, insist)
         except PeerError as error:

@@ -94,7 +94,7 @@ class Exchange:
         self._client = PeerClient(identity, receiving)
         self._gate = Gate(
             self._bulk, self._shelf, receiving, self._client.paces, sources, settings.deadline_s,
-            self._streams,
+            self._streams, self._bring_held,
         )  # fmt: skip
         self._neighbours = Neighbours(
             lambda: self._membership.members() if self._membership else (), self._client
@@ -318,6 +318,10 @@ class Exchange:
         relay = self._known(flight.blob.id, self._settings.chunk_size)
         if relay is not None:
             relay.forget(flight)
+
+    def _bring_held(self, flight: Flight) -> bool:
+        relay = self._known(flight.blob.id, self._settings.chunk_size)
+        return relay is not None and relay.bring_held(flight)
 
     # Members
 

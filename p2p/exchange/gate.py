@@ -64,7 +64,9 @@ class Gate:
         source_of: Callable[[Blob], Source | None],
         deadline_s: float,
         streams: Callable[[], int],
+        from_holders: Callable[[Flight], bool] = lambda flight: False,
     ) -> None:
+        """`from_holders` has peers bring a chunk that the origin did not give; False: none did."""
         self._work = work
         self._shelf = shelf
         self._lanes = lanes
@@ -72,6 +74,7 @@ class Gate:
         self._source_of = source_of
         self._deadline_s = deadline_s
         self._streams = streams
+        self._from_holders = from_holders
         self._changed = threading.Condition()
         self._queue: deque[Flight] = deque()
         self._threads = 0
@@ -148,7 +151,8 @@ class Gate:
         try:
             self._read(flight, source)
         except WeightstreamError as error:
-            flight.fail(error)
+            if self._closed or isinstance(error, LoadCancelled) or not self._from_holders(flight):
+                flight.fail(error)
         except Exception as error:
             log.exception("unexpected, at %s chunk %d", flight.blob.uri, flight.chunk)
             flight.fail(WeightstreamError(f"{flight.blob.uri} chunk {flight.chunk}: {error!r}"))

@@ -353,6 +353,10 @@ class Relay:
         elif flight.claim():
             self._bringer.bring(flight)
 
+    def bring_held(self, flight: Flight) -> bool:
+        """See `Bringer.bring_held`."""
+        return self._bringer.bring_held(flight)
+
     def close(self) -> None:
         """Let go of what is on disk."""
         self.drop_carried()

@@ -176,6 +176,19 @@ def test_without_the_origin_the_cluster_serves_what_it_has(
     assert nodes.load_all(blob) == [data] * 3
 
 
+def test_without_the_origin_the_only_holder_is_asked_even_if_it_is_slow(
+    cluster: ClusterFactory, s3: S3Server
+) -> None:
+    nodes = cluster(3)
+    blob, data = nodes.put(s3, 3 * MIB)
+    holder, *others = nodes.nodes
+    assert holder.load(blob) == data
+    nodes.proxy.add(f.When(key="w.bin", times=None), f.FORBIDDEN)
+    for node in others:
+        node.exchange._neighbours.dawdle(holder.name)
+    assert nodes.load_all(blob, others) == [data] * 2
+
+
 def test_without_the_origin_and_without_a_chunk_the_error_says_so(
     cluster: ClusterFactory, s3: S3Server
 ) -> None:

@@ -45,13 +45,8 @@ def model(s3: S3Server) -> str:
     return URI
 
 
-def said(agent: Child) -> str:
-    agent._err.seek(0)
-    return agent._err.read().decode()
-
-
 def wait_ready(agent: Child) -> None:
-    agent.wait_for(lambda: "is ready in" in said(agent))
+    agent.wait_for(lambda: "is ready in" in agent.stderr())
 
 
 def end(agent: Child) -> None:
@@ -176,7 +171,7 @@ def test_sigterm_ends_it_while_its_mount_hangs(
     with start("agent", "--mount", f"{URI}:{directory}") as agent:
         agent.wait_for(lambda: any((tmp_path / "run").glob("mnt-*.json")) or sockets(tmp_path))
         time.sleep(0.5)
-        assert "is ready in" not in said(agent)
+        assert "is ready in" not in agent.stderr()
         end(agent)
 
 

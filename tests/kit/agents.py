@@ -30,8 +30,7 @@ class AgentProcess:
         return self
 
     def said(self) -> str:
-        self.child._err.seek(0)
-        return self.child._err.read().decode()
+        return self.child.stderr()
 
     def kill(self) -> None:
         """Kill -9."""

@@ -87,6 +87,11 @@ class Child:
         """Return what it has emitted so far."""
         return tuple(record["value"] for record in self._records())
 
+    def stderr(self) -> str:
+        """Return what it has written to stderr so far. The file is never sought: the process has
+        the same offset, and would write over what it wrote."""
+        return _text(self._err)
+
     def wait_for(
         self, happened: Callable[[], bool], timeout_s: float = 30.0, poll_s: float = 0.002
     ) -> None:

@@ -12,11 +12,6 @@ from tests.kit.processes import Child
 from tests.p2p.identity.conftest import SecretFactory
 
 
-def said(child: Child) -> str:
-    child._err.seek(0)
-    return str(child._err.read().decode())
-
-
 def tracker(*arguments: str) -> Child:
     return Child(
         [sys.executable, "-m", "weightstream.cli", "tracker", *arguments], dict(os.environ)
@@ -25,9 +20,10 @@ def tracker(*arguments: str) -> Child:
 
 def test_it_serves_until_it_is_told_to_end(tmp_path: Path) -> None:
     with tracker("--listen", "127.0.0.1:0", "--store", str(tmp_path / "store")) as child:
-        child.wait_for(lambda: "the tracker listens at" in said(child))
-        assert "no cluster_secret_file: whoever reaches this port" in said(child)
-        found = re.search(r"listens at 127.0.0.1:(\d+)", said(child))
+        child.wait_for(lambda: "the tracker listens at" in child.stderr())
+        warned = "no cluster_secret_file: whoever reaches this port"
+        child.wait_for(lambda: warned in child.stderr())
+        found = re.search(r"listens at 127.0.0.1:(\d+)", child.stderr())
         assert found is not None
         with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/v1/members", timeout=5) as answer:
             assert answer.status == 200

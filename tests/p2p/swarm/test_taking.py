@@ -12,6 +12,14 @@ from tests.p2p.swarm.test_swarm import swarmed_bytes
 _N_CHUNKS = 24
 
 
+@pytest.fixture(autouse=True)
+def begin_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a node that a busy machine starts a second late be a founder still: others take nothing
+    over."""
+    for seconds in ("_BATCH_S", "_MOST_BATCH_S"):
+        monkeypatch.setattr(f"weightstream.p2p.exchange.joining.{seconds}", 2.0)
+
+
 def test_a_chunk_that_was_taken_over_is_read_once_and_comes_through_the_swarm(
     swarm: SwarmFactory, s3: S3Server
 ) -> None:

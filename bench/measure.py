@@ -162,8 +162,9 @@ def _mincore(path: Path) -> tuple[int, int]:
 
 
 def files_under(folder: Path) -> list[Path]:
-    """Return all regular files below a folder."""
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    """Return all regular files below a folder, but those that are just being written anew."""
+    found = (path for path in folder.rglob("*") if path.suffix != ".tmp")
+    return sorted(path for path in found if path.is_file() and not path.is_symlink())
 
 
 def allocated_bytes(folder: Path) -> int:

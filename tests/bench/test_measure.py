@@ -36,6 +36,13 @@ def test_evict_writes_dirty_pages_first(on_disk: Path) -> None:
     assert on_disk.read_bytes() == b"x" * SIZE
 
 
+def test_files_that_are_just_being_written_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "orders").mkdir()
+    for name in ("a.bin", "orders/b.json", "orders/b.json.7-ab.tmp"):
+        (tmp_path / name).write_bytes(b"x")
+    assert measure.files_under(tmp_path) == [tmp_path / "a.bin", tmp_path / "orders/b.json"]
+
+
 def test_checksum_does_not_depend_on_order_but_on_every_byte() -> None:
     one, two = torch.arange(9, dtype=torch.bfloat16), torch.zeros(0)
     forward = checksum_of([fingerprint("a", one), fingerprint("b", two)])

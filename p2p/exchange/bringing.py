@@ -78,7 +78,7 @@ class Bringer:
             flight.restart()
             try:
                 with flight.memory() as view:
-                    digest = self._ask(flight, alive[node], view, insist=False, patient=True)
+                    digest = self._ask(flight, alive[node], view, insist=False, is_last=True)
             except WeightstreamError as error:
                 log.info("%s; nor did the origin give chunk %d", error, flight.chunk)
                 continue
@@ -137,14 +137,13 @@ class Bringer:
         member: Member,
         view: memoryview,
         insist: bool,
-        patient: bool = False,
+        is_last: bool = False,
     ) -> bytes:
         name = ChunkName(flight.blob, self._chunk_size, flight.chunk)
         flight.asking, flight.chain = member.node, (member.node,)
         if self._crowd.taker(flight.chunk) == self._parts.me:
             raise TakenError("it is this node's to read now")
-        is_slow = (lambda *_: False) if patient else self._parts.neighbours.is_slow
-        sink = FlightSink(flight, member.node, self._parts.me, is_slow)
+        sink = FlightSink(flight, member.node, self._parts.me, self._parts.neighbours, is_last)
         try:
             said = self._parts.client.fetch(member, name, view, sink, flight.urgent, insist)
         except PeerError as error:

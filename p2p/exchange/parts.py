@@ -51,6 +51,10 @@ class Neighbours:
         """Hear that another transport found a node slow; it may be seen differently later."""
         self._dawdling_until_s[node] = time.monotonic() + _DAWDLE_S
 
+    def is_banned(self, node: str) -> bool:
+        """Say that a node is never asked again."""
+        return node in self._banned
+
     def ban(self, node: str) -> None:
         """Never ask a node again: it gave bytes that are not what it says."""
         self._banned.add(node)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from weightstream.p2p.exchange.client import PeerError
 from weightstream.p2p.exchange.flights import Flight
@@ -34,16 +35,30 @@ class WrongError(PeerError):
     """A peer's bytes were not what they should be: the next peer is asked."""
 
 
+class Judge(Protocol):
+    """What is known of peers."""
+
+    def is_slow(self, node: str, times: float) -> bool:
+        """Say that a node gives less than a `times`-th of what others give."""
+        ...
+
+    def is_banned(self, node: str) -> bool:
+        """Say that a node is never asked again."""
+        ...
+
+
 class FlightSink:
     """A flight that a peer brings, as long as the peer keeps up."""
 
     def __init__(
-        self, flight: Flight, node: str, me: str, is_slow: Callable[[str, float], bool]
+        self, flight: Flight, node: str, me: str, judge: Judge, is_last: bool = False
     ) -> None:
+        """`is_last`: nobody else has it, so that a slow peer is waited for."""
         self._me = me
         self._flight = flight
         self._node = node
-        self._is_slow = is_slow
+        self._judge = judge
+        self._is_last = is_last
         self._look_s = time.monotonic() + 1.0
         self._first_s = 0.0
         self._progress = -1
@@ -81,11 +96,14 @@ class FlightSink:
     def _look(self) -> None:
         if self._flight.is_hurried and not self._flight.urgent:
             raise HurryError("a reader waits for it")
+        if self._judge.is_banned(self._node):
+            raise WrongError(f"peer {self._node} gave wrong bytes of another chunk")
         now_s = time.monotonic()
         if now_s >= self._look_s:
             self._look_s = now_s + 0.25
             left = 1 - self._flight.position / len(self._flight.extent)
-            if left and self._is_slow(self._node, WORTH_TIMES / left):
+            is_worth_it = left > 0 and not self._is_last
+            if is_worth_it and self._judge.is_slow(self._node, WORTH_TIMES / left):
                 raise SlowError(f"peer {self._node} gives far less than the others")
             if self._is_hopeless(now_s - self._first_s):
                 raise SlowError(f"peer {self._node} would not be done in time")

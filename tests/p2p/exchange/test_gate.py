@@ -7,7 +7,7 @@ from tests.p2p.exchange.test_taking import Starved
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch.job import Attempt
 from weightstream.p2p.exchange.flights import Flight
-from weightstream.p2p.exchange.gate import Parts
+from weightstream.p2p.exchange.origin_reader import Split
 
 BLOB = Blob("s3://b/w.bin", 1000, "v1")
 
@@ -30,7 +30,7 @@ def test_a_late_fault_is_read_in_parts_from_where_it_is(
 def test_parts_advance_a_flight_by_what_has_no_gap() -> None:
     flight = Flight(BLOB, 0, Extent(0, 1000))
     flight.advance(200)
-    parts = Parts(flight, 4)
+    parts = Split(flight, 4)
     assert [parts.bounds(i) for i in range(4)] == [(200, 400), (400, 600), (600, 800), (800, 1000)]
     parts.advance(1, 200)
     assert flight.position == 200

@@ -5,7 +5,7 @@ import pytest
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.p2p.exchange import sinks
 from weightstream.p2p.exchange.flights import Flight
-from weightstream.p2p.exchange.sinks import FlightSink, SlowError
+from weightstream.p2p.exchange.sinks import FlightSink, SlowError, WrongError
 
 MIB = 1 << 20
 BLOB = Blob("s3://models/w.bin", 8 * MIB, "v1")
@@ -21,6 +21,19 @@ class Clock:
         return self.now_s
 
 
+class Known:
+    """What is known of peers: nothing bad but what the test says."""
+
+    def __init__(self) -> None:
+        self.slow = self.banned = False
+
+    def is_slow(self, node: str, times: float) -> bool:
+        return self.slow
+
+    def is_banned(self, node: str) -> bool:
+        return self.banned
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
@@ -32,7 +45,7 @@ def seconds_of(rate_bytes_s: int, clock: Clock, urgent: bool) -> float | None:
     """Return after how long a peer that sends at a rate is given up; None when it may finish."""
     flight = Flight(BLOB, 0, Extent(0, BLOB.size))
     flight.urgent = urgent
-    sink = FlightSink(flight, "peer", "me", lambda node, times: False)
+    sink = FlightSink(flight, "peer", "me", Known())
     begun_s = clock.now_s
     while flight.position < BLOB.size:
         try:
@@ -59,9 +72,33 @@ def test_a_peer_that_is_merely_slow_may_finish(clock: Clock, urgent: bool) -> No
 
 def test_a_peer_that_waits_itself_is_not_judged_by_what_it_did_not_send_yet(clock: Clock) -> None:
     flight = Flight(BLOB, 0, Extent(0, BLOB.size))
-    sink = FlightSink(flight, "peer", "me", lambda node, times: False)
+    sink = FlightSink(flight, "peer", "me", Known())
     for second in range(20):
         clock.now_s += 1
         sink.waiting((), second)
     sink.advance(1 * MIB)
     assert flight.position == 1 * MIB
+
+
+def test_what_a_peer_is_sending_when_another_of_its_chunks_is_found_wrong_is_broken_off(
+    clock: Clock,
+) -> None:
+    known = Known()
+    sink = FlightSink(Flight(BLOB, 0, Extent(0, BLOB.size)), "peer", "me", known)
+    sink.advance(1 * MIB)
+    known.banned = True
+    with pytest.raises(WrongError, match="peer peer gave wrong bytes"):
+        sink.advance(1 * MIB)
+
+
+def test_a_slow_peer_is_left_unless_it_is_the_last_that_has_it(clock: Clock) -> None:
+    known = Known()
+    known.slow = True
+    sinks_of = [
+        FlightSink(Flight(BLOB, 0, Extent(0, BLOB.size)), "peer", "me", known, is_last)
+        for is_last in (False, True)
+    ]
+    clock.now_s += 2
+    with pytest.raises(SlowError):
+        sinks_of[0].advance(1 * MIB)
+    sinks_of[1].advance(1 * MIB)

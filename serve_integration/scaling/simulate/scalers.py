@@ -88,9 +88,10 @@ class RayDefault:
             # Whatever the queue: one, unless more were asked for before.
             wanted = max(1, seen.ordered) if seen.concurrency > 0 else seen.ordered
             return self._bounded(wanted)
-        # Concurrency over target by way of the ratio, to round as Ray does.
+        # Concurrency over target by way of the ratio and the difference, to round as Ray does.
         desired = seen.ready * (seen.concurrency / (self.target * seen.ready))
-        return self._bounded(self._delayed(math.ceil(desired), seen))
+        scaled = seen.ready + 1.0 * (desired - seen.ready)
+        return self._bounded(self._delayed(math.ceil(scaled), seen))
 
     def _delayed(self, wanted: int, seen: Observed) -> int:
         way = (wanted > seen.ordered) - (wanted < seen.ordered)

@@ -67,7 +67,8 @@ def rays_decisions(
     return decided
 
 
-# At 7 replicas Ray rounds 29 / 1 up to 30.
+# At 7 replicas Ray rounds 29 / 1 up to 30; at one, next to nothing down to nothing.
+@example([(0.1, 1, 0), (0.1, 0, 0), (601.0, 1e-254, 0)], 1, 0)
 @example([(0.1, 7, 0), (30.0, 7, 0), (0.1, 29, 0), (30.0, 29, 0)], 1, 1)
 @given(steps, st.sampled_from([1, 2, 3, 0.7]), st.integers(0, 2))
 def test_rays_default_is_what_ray_decides(

@@ -233,24 +233,18 @@ class Exchange:
             return None
         relay.used_s = time.monotonic()
         flight = relay.flight(chunk)
-        if flight is not None and flight.is_parked:
-            flight = None
-        taker = None if asked.insist else relay.taker(chunk)
-        if flight is not None and self._is_passable(relay, flight, asked):
-            if taker not in (None, self._identity.node) and not flight.is_over:
-                return taker
-            flight.is_needed = True
-            if asked.fault and flight.is_at_gate:
-                self._gate.hurry(flight)
-            return flight
-        held = relay.held(chunk) if flight is None else None
-        if held is not None:
-            return held
-        if flight is not None:
+        reader = None if asked.insist else relay.taker(chunk)
+        elsewhere = reader if reader != self._identity.node else None
+        if flight is None or flight.is_parked:
+            return relay.held(chunk) or elsewhere or self._give_unheld(relay, chunk, asked)
+        if not self._is_passable(relay, flight, asked):
             return None
-        if taker not in (None, self._identity.node):
-            return taker
-        return self._give_unheld(relay, chunk, asked)
+        if elsewhere and not flight.is_over:
+            return elsewhere
+        flight.is_needed = True
+        if asked.fault and flight.is_at_gate:
+            self._gate.hurry(flight)
+        return flight
 
     @staticmethod
     def _is_passable(relay: Relay, flight: Flight, asked: Asked) -> bool:

@@ -7,7 +7,13 @@ from blake3 import blake3
 
 from weightstream import metrics
 from weightstream.errors import UnavailableError, WeightstreamError
-from weightstream.p2p.exchange.client import AbsentError, ChunkName, ElsewhereError, PeerError
+from weightstream.p2p.exchange.client import (
+    AbsentError,
+    BrokenOffError,
+    ChunkName,
+    ElsewhereError,
+    PeerError,
+)
 from weightstream.p2p.exchange.crowds import Crowd
 from weightstream.p2p.exchange.flights import Flight
 from weightstream.p2p.exchange.parts import Parts
@@ -92,6 +98,7 @@ class Bringer:
     def _from_peers(self, flight: Flight, view: memoryview) -> bytes | None:
         """Ask one after the other; None when it is the origin's turn."""
         tried: dict[str, int] = {}
+        again: set[str] = set()  # who broke off is asked once more: who is gone does not answer
         left: set[str] = set()  # because they were slow: whoever stands in for them, may be we
         named = namer = ""
         for _ in range(_TRIES):
@@ -126,6 +133,9 @@ class Bringer:
                 if isinstance(error, SlowError):
                     namer = ""
                     left.add(node)
+                elif isinstance(error, BrokenOffError) and node not in again:
+                    again.add(node)
+                    tried[node] -= 1
                 else:
                     self._parts.suspect(node, str(error))
             flight.restart()

@@ -35,6 +35,11 @@ class AbsentError(PeerError):
     """The peer neither has the chunk nor can get it, or serves nobody now."""
 
 
+class BrokenOffError(PeerError):
+    """The peer ended the connection in the midst of a chunk: it is gone, or it has begun the chunk
+    anew itself, because what it was passing on was wrong."""
+
+
 class ElsewhereError(PeerError):
     """The peer takes another node for the chunk's home."""
 
@@ -135,10 +140,13 @@ class PeerClient:
         channel.set_timeouts(2 * SILENCE_S)
         digest = bytearray(DIGEST_BYTES)
         turn = self._lanes.fault() if fault else contextlib.nullcontext()
-        with self.paces.asked(member.node), turn:
-            channel.read_body(into, self._advance(member.node, sink, fault))
-        channel.set_timeouts(_DIGEST_S)
-        channel.read_body(memoryview(digest), lambda count: None)
+        try:
+            with self.paces.asked(member.node), turn:
+                channel.read_body(into, self._advance(member.node, sink, fault))
+            channel.set_timeouts(_DIGEST_S)
+            channel.read_body(memoryview(digest), lambda count: None)
+        except (WireError, ConnectionError, ssl.SSLError) as error:
+            raise BrokenOffError(str(_broken(member, error))) from error
         return bytes(digest)
 
     def tell(self, member: Member, path: str, message: Mapping[str, Any]) -> dict[str, Any]:

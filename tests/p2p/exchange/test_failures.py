@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 import pytest
+from blake3 import blake3
 from tests.conftest import LogWatch
 from tests.kit import faults as f
 from tests.kit.s3 import S3Server
@@ -23,7 +24,8 @@ CHUNK = 256 << 10
 
 def with_liar(nodes: Cluster, blob: Blob, answer: Answer) -> Liar:
     """Add a peer that says it holds everything."""
-    liar = Liar("liar", -(-blob.size // CHUNK), answer)
+    chunk_size = nodes.nodes[0].settings.chunk_size
+    liar = Liar("liar", -(-blob.size // chunk_size), answer)
     for node in nodes.nodes:
         node.told.everybody["liar"] = Member("liar", "127.0.0.1", liar.port, "")
     return liar
@@ -53,6 +55,30 @@ def test_flipped_bits_are_never_seen_and_their_sender_is_banned(
         assert asked > 0
         assert nodes.nodes[0].load(blob) == data
         assert len(liar.asked) == asked, "it was asked again"
+
+
+def test_who_passed_on_what_was_wrong_is_asked_again_and_not_taken_for_dead(
+    cluster: ClusterFactory, s3: S3Server, expect_log: LogWatch
+) -> None:
+    nodes = cluster(2, chunk_size=4 * MIB)
+    blob, data = nodes.put(s3, 24 * MIB)
+    wary, trusting = nodes.nodes
+
+    def answer(sock: socket.socket, chunk: int) -> None:
+        piece = data[chunk * 4 * MIB : (chunk + 1) * 4 * MIB]
+        said = give(piece[:-1] + bytes([piece[-1] ^ 1]), blake3(piece).digest())
+        sock.sendall(said[: 3 * MIB])
+        time.sleep(0.5)  # what has come is passed on
+        sock.sendall(said[3 * MIB :])
+
+    expect_log("peer liar at .* sent wrong bytes of .*w.bin bytes .*: not asked again")
+    with with_liar(nodes, blob, answer) as liar:
+        wary.allowed = False  # so that the other is to bring it all
+        wary.exchange._neighbours.ban("liar")
+        assert nodes.load_all(blob) == [data, data]
+        assert liar.asked
+    assert trusting.name not in wary.told.suspected
+    assert nodes.origin_bytes(blob) == blob.size
 
 
 def test_what_was_found_wrong_as_a_whole_is_read_from_the_origin(

@@ -1,5 +1,6 @@
 # make demo    the main job: a real S3 server, a cold load, a warm load, a picture
-# make test    the tests
+# make test    the tests that take seconds at most; ten minutes on two cores
+# make test-all   all of them, as CI does: half an hour
 # make check   lint, formatting, types
 # make bench   weightstream against its peers
 # make bench-swarm   N nodes on shaped links; root
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 export PYTHON
 
-.PHONY: help demo test check bench bench-swarm bench-serve build docs clean
+.PHONY: help demo test test-all check bench bench-swarm bench-serve build docs clean
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
 
@@ -27,6 +28,9 @@ demo: $(VENV)/.demo
 	$(BIN)/weightstream demo $(ARGS)
 
 test: $(VENV)/.test
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+test-all: $(VENV)/.test
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.test

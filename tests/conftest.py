@@ -24,6 +24,8 @@ SettingsFactory = Callable[..., Settings]
 # own, which ends when the last flow is long gone.
 LASTING_THREADS = re.compile(r"MainThread|asyncio_|fsspecIO|weightstream|pytest|Hypothesis|Dummy")
 
+SLOW = ("mount", "e2e", "p2p/swarm")
+
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -36,6 +38,14 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what starts Ray, and the folders whose tests mount, kill and wait."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.get_closest_marker("ray") or any(here / f in item.path.parents for f in SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 class LogWatch(logging.Handler):

@@ -60,6 +60,7 @@ def test_progress_ends_at_the_total_and_names_the_sources(
     assert [p.bytes_done for p in told] == sorted(p.bytes_done for p in told)
 
 
+@pytest.mark.slow
 def test_progress_that_raises_cancels(store_settings: SettingsFactory, proxy: FaultProxy) -> None:
     proxy.add(When(ranged=True, times=None), Latency(1.0))
     settings = store_settings()

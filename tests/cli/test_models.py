@@ -54,6 +54,7 @@ def test_prefetch_keeps_everything_then_nothing_is_fetched(s3_cli: Cli) -> None:
     assert "100 %" in s3_cli("status").stdout
 
 
+@pytest.mark.slow
 def test_prefetched_model_loads_offline_and_mapped(s3_cli: Cli) -> None:
     s3_cli("prefetch", URI)
     s3_cli.env |= {"AWS_ENDPOINT_URL": "http://127.0.0.1:1", "WEIGHTSTREAM_DEADLINE_S": "1"}

@@ -283,6 +283,7 @@ def test_unmounts_without_a_supervisor(mounting: Mounting) -> None:
     mounting.assert_nothing_left()
 
 
+@pytest.mark.slow
 @pytest.mark.fuse
 @needs_mount
 def test_forced_unmount_though_everybody_hangs(mounting: Mounting) -> None:

@@ -124,6 +124,7 @@ def test_ctrl_c_ends_it_and_nothing_is_written(
     assert not list(model.glob(".weightstream/*"))
 
 
+@pytest.mark.slow
 def test_prefetch_of_a_fine_tune_fetches_what_differs(
     s3_cli: Cli, s3: S3Server, proxy: FaultProxy
 ) -> None:

@@ -303,6 +303,7 @@ def test_a_file_removed_behind_a_young_listing_is_looked_for_again(
         get(model)
 
 
+@pytest.mark.slow
 def test_offline_uses_the_stored_version_and_says_so_once(
     put: ModelFactory, proxy: FaultProxy, expect_log: LogWatch
 ) -> None:

@@ -139,6 +139,7 @@ def test_leading_rows_cost_their_own_chunks(put: ModelFactory, proxy: FaultProxy
     assert cost <= 2 * MIB
 
 
+@pytest.mark.slow
 def test_without_write_back_only_the_tensors_bytes_are_fetched(
     put: ModelFactory, proxy: FaultProxy
 ) -> None:

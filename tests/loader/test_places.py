@@ -141,6 +141,7 @@ emit(len(weightstream.load(sys.argv[1], settings=settings)))
     assert outcome.values == (0, 8), outcome.stderr
 
 
+@pytest.mark.slow
 def test_a_child_forked_in_mid_stream_ends_although_it_inherits_the_stream(
     put: ModelFactory, proxy: FaultProxy
 ) -> None:

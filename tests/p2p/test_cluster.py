@@ -46,6 +46,7 @@ def test_four_nodes_prefetch_a_model_that_the_origin_sends_once(
     assert proxy.body_bytes("model.safetensors") <= 1.5 * len(data)
 
 
+@pytest.mark.slow
 def test_any_one_may_be_killed_in_turn_while_the_others_go_on(
     nodes: list[Node], s3: S3Server, proxy: FaultProxy
 ) -> None:

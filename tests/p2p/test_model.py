@@ -13,7 +13,7 @@ When nothing runs any more, a node's memory is what its landed chunks take, and 
 closed. Of a version under which nothing went wrong the origin sent each chunk at most twice, and
 over a whole run 1.2 times at most.
 
-`MODEL_EXAMPLES=200 make test ARGS=tests/p2p/test_model.py` tries more than an ordinary run does.
+`MODEL_EXAMPLES=200 make test-all ARGS=tests/p2p/test_model.py` tries more than others do.
 """
 
 import os
@@ -461,6 +461,7 @@ class Peers(RuleBasedStateMachine):
             self.proxy.__exit__(None, None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60 + 20 * EXAMPLES)
 def test_model(s3: S3Server, store_settings: SettingsFactory, tmp_path: Path) -> None:
     before = running("weightstream")

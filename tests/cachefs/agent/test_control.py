@@ -59,6 +59,7 @@ def test_health_status_and_metrics(scene: Scene, start_agent: StartAgent) -> Non
     assert "weightstream_agent_bytes_total 0.0" in text
 
 
+@pytest.mark.slow
 def test_a_prefetch_brings_the_model_and_tells_how_far_it_is(
     scene: Scene, start_agent: StartAgent
 ) -> None:
@@ -78,6 +79,7 @@ def test_a_prefetch_brings_the_model_and_tells_how_far_it_is(
     assert again.bytes_fetched == 0
 
 
+@pytest.mark.slow
 def test_two_prefetches_of_a_uri_share_one_job_and_it_outlives_one_of_them(
     scene: Scene, start_agent: StartAgent
 ) -> None:

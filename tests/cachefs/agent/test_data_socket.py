@@ -263,6 +263,7 @@ def test_an_agent_that_ends_in_mid_range_costs_nothing_but_that(
     assert reads.source.cancelled.is_set()
 
 
+@pytest.mark.slow
 def test_an_agent_that_waits_for_its_origin_is_waited_for(
     source: AgentSource, reads: Reads
 ) -> None:

@@ -58,6 +58,7 @@ def test_an_agent_killed_in_mid_load_costs_nothing_but_that(
     assert outcome.bytes_by_source["origin"] > 0
 
 
+@pytest.mark.slow
 def test_eight_processes_and_one_agent_ask_the_origin_once(
     scene: Scene, start_agent: StartAgent
 ) -> None:
@@ -74,6 +75,7 @@ def test_eight_processes_and_one_agent_ask_the_origin_once(
     assert scene.proxy.body_bytes(".safetensors") <= 1.05 * scene.size
 
 
+@pytest.mark.slow
 def test_clients_come_back_to_an_agent_that_started_again(
     scene: Scene, start_agent: StartAgent
 ) -> None:
@@ -94,6 +96,7 @@ def test_clients_come_back_to_an_agent_that_started_again(
     assert again.terminate() == 0
 
 
+@pytest.mark.slow
 def test_a_frozen_agent_is_given_up(scene: Scene, start_agent: StartAgent) -> None:
     scene.put(models.sharded(3, 24 * MIB, seed=scene.prefix))
     scene.proxy.add(f.When(key=".safetensors", ranged=True, times=None), f.Drip(2 * MIB))

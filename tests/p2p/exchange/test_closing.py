@@ -33,6 +33,7 @@ def test_an_exchange_that_closes_while_it_joins_ends_quietly(
     assert not raised
 
 
+@pytest.mark.slow
 def test_an_exchange_that_closes_while_peers_send_logs_nothing(
     cluster: ClusterFactory, s3: S3Server, expect_log: LogWatch
 ) -> None:

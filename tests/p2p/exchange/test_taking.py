@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
 from tests.kit import faults as f
 from tests.kit.s3 import S3Server
 from tests.p2p.exchange.conftest import MIB, Cluster, ClusterFactory, Node
@@ -107,6 +108,7 @@ def test_what_a_taker_does_not_give_is_read_all_the_same(
     assert results == [[data, data]]
 
 
+@pytest.mark.slow
 def test_a_home_gives_each_chunk_once_and_only_its_own(
     cluster: ClusterFactory, s3: S3Server
 ) -> None:
@@ -132,6 +134,7 @@ def test_a_home_gives_each_chunk_once_and_only_its_own(
     assert nodes.nodes[0].read(blob) == data
 
 
+@pytest.mark.slow
 def test_who_is_banned_or_gone_takes_nothing(cluster: ClusterFactory, s3: S3Server) -> None:
     nodes = cluster(2)
     blob, data = nodes.put(s3, 6 * MIB)
@@ -167,6 +170,7 @@ class Starved:
                 time.sleep(0.5)
 
 
+@pytest.mark.slow
 def test_a_starved_stream_goes_on_over_a_new_connection(
     cluster: ClusterFactory, s3: S3Server
 ) -> None:

@@ -81,6 +81,7 @@ def test_a_spoilt_name_is_refused(
         identity("a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("secret", "mode", "cause"),
     [

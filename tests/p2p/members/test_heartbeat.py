@@ -66,6 +66,7 @@ def test_settled_means_that_everybody_was_asked(
     until(lambda: one.is_settled, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_beats")
 def test_who_stops_is_out_in_four_seconds_and_back_at_once(
     hello_server: ServerFactory, membership: MembershipFactory

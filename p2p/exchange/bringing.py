@@ -80,6 +80,10 @@ class Bringer:
         when nobody gave it."""
         crowd, alive = self._view(flight.urgent, frozenset()), self._parts.neighbours.alive()
         having = crowd.holders.get(flight.chunk, frozenset()).intersection(alive)
+        slab = flight.slab or (self._parts.shelf.take(flight, _ROOM_S) if having else None)
+        if slab is None or flight.is_over:
+            return False
+        flight.begin(slab)
         for node in sorted(having, key=lambda node: (node in crowd.slow, node)):
             flight.restart()
             try:

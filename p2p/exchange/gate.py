@@ -128,10 +128,9 @@ class Gate:
 
     def _bring(self, flight: Flight) -> None:
         source = self._source_of(flight.blob)
-        if source is None:
-            flight.fail(UnavailableError(f"{flight.blob.uri}: this agent may not read its origin"))
-            return
         try:
+            if source is None:
+                raise UnavailableError(f"{flight.blob.uri}: this agent may not read its origin")
             self._read(flight, source)
         except WeightstreamError as error:
             if self._closed or isinstance(error, LoadCancelled) or not self._from_holders(flight):

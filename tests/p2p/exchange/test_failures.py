@@ -15,6 +15,7 @@ from tests.p2p.exchange.conftest import MIB, Cluster, ClusterFactory
 from tests.p2p.exchange.liar import Answer, Liar, give
 
 from weightstream.cachefs.blob import Blob
+from weightstream.cachefs.fetch.job import Attempt
 from weightstream.errors import WeightstreamError
 from weightstream.p2p.exchange.flights import FlightState
 from weightstream.p2p.members import Member
@@ -213,6 +214,20 @@ def test_without_the_origin_the_only_holder_is_asked_even_if_it_is_slow(
     for node in others:
         node.exchange._neighbours.dawdle(holder.name)
     assert nodes.load_all(blob, others) == [data] * 2
+
+
+def test_a_fault_of_who_may_not_read_the_origin_is_asked_of_a_slow_holder(
+    cluster: ClusterFactory, s3: S3Server
+) -> None:
+    nodes = cluster(2)
+    blob, data = nodes.put(s3, 1 * MIB)
+    holder, other = nodes.nodes
+    assert holder.load(blob) == data
+    other.allowed = False
+    other.exchange._neighbours.dawdle(holder.name)
+    into = memoryview(bytearray(CHUNK))
+    other.exchange.read_into(blob, 0, into, Attempt(lambda count: None, lambda: True))
+    assert bytes(into) == data[:CHUNK]
 
 
 def test_without_the_origin_and_without_a_chunk_the_error_says_so(

@@ -14,6 +14,7 @@ from tests.p2p.exchange.conftest import MIB, Cluster, ClusterFactory, Node
 
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.fetch.source import Source, Transfer
+from weightstream.p2p.exchange import client
 from weightstream.p2p.exchange.crowds import pack_flags
 from weightstream.p2p.members import Member
 
@@ -61,7 +62,10 @@ def test_the_others_take_over_from_a_slow_home(cluster: ClusterFactory, s3: S3Se
     assert nodes.origin_bytes(blob) <= 1.5 * blob.size
 
 
-def test_who_comes_late_takes_nothing(cluster: ClusterFactory, s3: S3Server) -> None:
+def test_who_comes_late_takes_nothing(
+    cluster: ClusterFactory, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "SILENCE_S", 20.0)  # nobody stands in for who is held up
     nodes = cluster(2)
     blob, data = nodes.put(s3, 6 * MIB)
     first, late = slowed(nodes.nodes[0], 0.3), slowed(nodes.nodes[1], 0.3)

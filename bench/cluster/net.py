@@ -31,6 +31,8 @@ class Plan:
     mbit: int = 200
     client_cap_mbit: int | None = None
     """Most that the origin sends to one client."""
+    congestion: str = "cubic"
+    """TCP's congestion control at every end: Linux's default, whatever this machine's own is."""
 
     @property
     def payload_bytes_s(self) -> float:
@@ -101,6 +103,11 @@ def _plug_in(net: Network, end: int) -> None:
     _run("ip", "-n", here, "address", "add", f"{net.address(end)}/24", "dev", "eth0")
     for device in ("lo", "eth0"):
         _run("ip", "-n", here, "link", "set", device, "up")
+    _run(
+        "ip", "-n", here, "route", "replace", net.address(0)[:-1] + "0/24", "dev", "eth0",
+        "proto", "kernel", "scope", "link", "src", net.address(end),
+        "congctl", net.plan.congestion,
+    )  # fmt: skip
     _run("ip", "-n", switch, "link", "set", port, "master", "br0", "up")
     _shape(here, "eth0", net.plan.mbit)
     _shape(switch, port, net.plan.mbit)

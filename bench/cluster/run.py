@@ -281,11 +281,16 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[])
     parser.add_argument("--mbit", type=int, default=200, help="each link's rate")
+    parser.add_argument("--congestion", default="cubic", help="TCP's congestion control")
     given = parser.parse_args()
     chosen = [s for s in SCENARIOS if not given.only or s.name in given.only]
     more = dict(pair.split("=", 1) for pair in given.set)
     chosen = [
-        replace(s, settings={**s.settings, **more}, plan=replace(s.plan, mbit=given.mbit))
+        replace(
+            s,
+            settings={**s.settings, **more},
+            plan=replace(s.plan, mbit=given.mbit, congestion=given.congestion),
+        )
         for s in chosen
     ]
     outcomes: dict[str, list[Outcome]] = {}

@@ -16,6 +16,8 @@ from weightstream.p2p.members.line import Answer, Line, LineError, request
 
 PATH = "/v1/hello"
 _MOST_BODY_BYTES = 16 << 10
+_MOST_BRACKETS = 32
+"""A hello has one. Python that runs at the parser's deepest point fails: finalizers, by chance."""
 _MOST_VERSION_CHARACTERS = 64
 
 
@@ -52,9 +54,11 @@ def parse_hello(answer: Answer, certificate: bytes | None) -> Hello:
         raise RefusedError(f"refuses this node: {answer.status} {answer.said}".strip())
     if answer.status != 200:
         raise LineError(f"answered {answer.status}")
+    if answer.body.count(b"[") + answer.body.count(b"{") > _MOST_BRACKETS:
+        raise LineError("its hello is nested")
     try:
         found = json.loads(answer.body)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise LineError("its hello is no JSON") from error
     if not isinstance(found, dict) or not is_node_name(found.get("node")):
         raise LineError("its hello names no node")

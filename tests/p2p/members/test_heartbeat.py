@@ -492,6 +492,11 @@ def test_a_hello_is_understood_or_refused(status: int, found: Any, raw: bytes) -
         assert (hello.zone + hello.version + hello.instance).isprintable()
 
 
+def test_a_nested_hello_is_not_even_parsed() -> None:
+    with pytest.raises(LineError, match="nested"):
+        parse_hello(Answer(200, b"[" * 16_000), None)
+
+
 @given(head=st.binary(max_size=80) | st.lists(
     st.sampled_from([
         b"HTTP/1.1 200 OK", b"HTTP/1.0 204", b"Content-Length: 7", b"Content-Length: -7", b":",

@@ -151,6 +151,7 @@ class _Counted:
     def __init__(self, transfer: Transfer) -> None:
         self.done = 0
         self.step_bytes = transfer.step_bytes
+        self.shares_link = transfer.shares_link
         self._transfer = transfer
         self.on_cancel = transfer.on_cancel
 

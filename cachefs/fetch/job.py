@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 class Attempt:
     """The `Transfer` of one attempt: counts bytes into a sink, can be cancelled from outside."""
 
+    shares_link = False
+
     def __init__(
         self,
         sink: Callable[[int], None],

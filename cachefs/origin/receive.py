@@ -27,7 +27,10 @@ import select
 import socket
 import ssl
 import struct
+import time
 from typing import TYPE_CHECKING
+
+from weightstream.cachefs.origin.windows import LOOK_S, round_trip_s, segment_bytes, shared_window
 
 if TYPE_CHECKING:
     from weightstream.cachefs.fetch.source import Transfer
@@ -61,6 +64,7 @@ def receive(sock: socket.socket, into: memoryview, done: int, transfer: Transfer
 
 def _receive_plain(sock: socket.socket, into: memoryview, done: int, transfer: Transfer) -> int:
     told, total = 0, len(into)
+    bound = _Bound(sock, done, transfer)
     step = min(STEP_BYTES, transfer.step_bytes)
     wake = min(WAKE_BYTES, step)
     calm_until = total - step - wake
@@ -77,6 +81,7 @@ def _receive_plain(sock: socket.socket, into: memoryview, done: int, transfer: T
         done += count
         transfer.advance(done - told)
         told = done
+        bound.look(done)
     if told < done:
         transfer.advance(done - told)
     return done
@@ -92,6 +97,7 @@ def _wake_after(sock: socket.socket, count: int) -> None:
 
 def _receive_tls(sock: ssl.SSLSocket, into: memoryview, done: int, transfer: Transfer) -> int:
     told, total = 0, len(into)
+    bound = _Bound(sock, done, transfer)
     # What is left has at least as many bytes in TLS, but OpenSSL may hold two records of them.
     calm_until = total - TLS_WAKE_BYTES - 2 * _RECORD_BYTES
     calm = done <= calm_until
@@ -117,9 +123,31 @@ def _receive_tls(sock: ssl.SSLSocket, into: memoryview, done: int, transfer: Tra
         if done - told >= min(STEP_BYTES, transfer.step_bytes):
             transfer.advance(done - told)
             told = done
+            bound.look(done)
     if told < done:
         transfer.advance(done - told)
     return done
+
+
+class _Bound:
+    """Bounds what is on its way, once the rate of a stream that shares its link is known."""
+
+    def __init__(self, sock: socket.socket, done: int, transfer: Transfer) -> None:
+        self._sock = sock
+        self._before = done
+        self._begun_s = time.monotonic()
+        self._is_open = transfer.shares_link
+
+    def look(self, done: int) -> None:
+        """Hear that `done` bytes are there."""
+        if not self._is_open or (took_s := time.monotonic() - self._begun_s) < LOOK_S:
+            return
+        self._is_open = False
+        rate_bytes_s = (done - self._before) / took_s
+        sock = self._sock
+        window = shared_window(rate_bytes_s, round_trip_s(sock), segment_bytes(sock))
+        if window is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
 
 
 def _has_bytes(sock: socket.socket) -> bool:

@@ -70,7 +70,7 @@ class Gate:
         self._events = 0
         self._faults = threading.BoundedSemaphore(_MOST_FAULTS)
         self._resorts = threading.BoundedSemaphore(_MOST_RESORTS)
-        self._reader = OriginReader(lanes, paces, deadline_s)
+        self._reader = OriginReader(lanes, paces, deadline_s, lambda: streams() == 1)
         self._closed = False
 
     def want(self, flight: Flight) -> None:

@@ -28,10 +28,18 @@ _FAULT_LATE_S, _SPLIT = 0.8, 4
 class OriginReader:
     """Fills flights. Thread-safe."""
 
-    def __init__(self, lanes: Lanes, paces: Paces, deadline_s: float) -> None:
+    def __init__(
+        self,
+        lanes: Lanes,
+        paces: Paces,
+        deadline_s: float,
+        shares_link: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`shares_link` says that other nodes read by a stream of their own at the same time."""
         self._lanes = lanes
         self._paces = paces
         self._deadline_s = deadline_s
+        self._shares_link = shares_link
         self._lock = threading.Lock()
         self._reading: set[_Reading] = set()
         self._starved: set[_Reading] = set()
@@ -125,6 +133,7 @@ class OriginReader:
                 self._lanes.give_way()
 
         attempt = _Reading(advance, lambda: flight.urgent, _STEP_BYTES)
+        attempt.shares_link = self._shares_link()
         attempt.may_starve = may_starve and not flight.urgent
         with self._lock:
             if self._closed:

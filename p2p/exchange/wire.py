@@ -11,11 +11,12 @@ import json
 import socket
 import ssl
 import struct
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from weightstream.cachefs.origin.windows import round_trip_s, segment_bytes
 
 HEAD_BYTES = 8 << 10
 HEAD_S = 10.0
@@ -24,8 +25,6 @@ _STEP_BYTES = 512 << 10
 _WAKE_BYTES = 256 << 10
 _MOST_WAITS = 32
 _TCP_NOTSENT_LOWAT = 25
-_MIN_RTT_AT = 148
-"""Where `tcpi_min_rtt` (microseconds) is in `struct tcp_info` of linux/tcp.h."""
 _UNSENT_BYTES = 128 << 10
 """How much of a bulk answer may lie in the kernel unsent: what a fault has to wait behind."""
 
@@ -105,17 +104,12 @@ class Channel:
     @property
     def round_trip_s(self) -> float:
         """Return the shortest that the kernel has seen, in seconds; 0 where it keeps none."""
-        if self.sock.family == socket.AF_UNIX:
-            return 0.0
-        info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _MIN_RTT_AT + 4)
-        return int.from_bytes(info[_MIN_RTT_AT:], sys.byteorder) / 1e6
+        return round_trip_s(self.sock)
 
     @property
     def segment_bytes(self) -> int:
         """Return how many bytes a segment carries; 0 where there are none."""
-        if self.sock.family == socket.AF_UNIX:
-            return 0
-        return self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+        return segment_bytes(self.sock)
 
     def set_timeouts(self, seconds: float) -> None:
         """Bound every send and receive."""
@@ -154,7 +148,7 @@ class Channel:
         self.read_body(memoryview(body), lambda count: None)
         try:
             found = json.loads(body or b"{}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise WireError("a body that is no JSON") from error
         if not isinstance(found, dict):
             raise WireError("a body that is no JSON object")

@@ -22,6 +22,7 @@ class _Whole:
 
     urgent = False
     step_bytes = 1 << 20
+    shares_link = False
 
     def advance(self, count: int) -> None:
         """Ignore it: only the whole counts."""

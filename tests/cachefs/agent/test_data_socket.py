@@ -96,6 +96,7 @@ class Counting:
 
     urgent = False
     step_bytes = MIB
+    shares_link = False
 
     def __init__(self) -> None:
         self.done = 0

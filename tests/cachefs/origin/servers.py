@@ -111,6 +111,7 @@ class Notes:
     registered: threading.Event = field(default_factory=threading.Event)
     urgent: bool = False
     step_bytes: int = 1 << 20
+    shares_link: bool = False
 
     def advance(self, count: int) -> None:
         self.advanced.append(count)

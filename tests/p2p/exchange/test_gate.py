@@ -1,11 +1,13 @@
 """What the gate does about an origin that is slow."""
 
+import pytest
 from tests.kit.s3 import S3Server
 from tests.p2p.exchange.conftest import MIB, ClusterFactory
 from tests.p2p.exchange.test_taking import Starved
 
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch.job import Attempt
+from weightstream.cachefs.fetch.source import Source, Transfer
 from weightstream.p2p.exchange.flights import Flight
 from weightstream.p2p.exchange.origin_reader import Split
 
@@ -25,6 +27,31 @@ def test_a_late_fault_is_read_in_parts_from_where_it_is(
     assert first == 0
     assert len(others) == 4
     assert 0 < min(others) < MIB, "what had come is not read again"
+
+
+class Noting:
+    """A source that notes whether who reads shares its link."""
+
+    name = "noting"
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.shared: set[bool] = set()
+
+    def read_into(self, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
+        self.shared.add(transfer.shares_link)
+        self._source.read_into(blob, start, into, transfer)
+
+
+@pytest.mark.parametrize(("count", "shares"), [(1, False), (3, True)])
+def test_a_crowd_shares_the_origins_link(
+    count: int, shares: bool, cluster: ClusterFactory, s3: S3Server
+) -> None:
+    nodes = cluster(count)
+    blob, data = nodes.put(s3, 6 * MIB)
+    noting = nodes.nodes[0].source = Noting(nodes.nodes[0].origin)
+    assert nodes.load_all(blob) == [data] * count
+    assert noting.shared == {shares}
 
 
 def test_parts_advance_a_flight_by_what_has_no_gap() -> None:

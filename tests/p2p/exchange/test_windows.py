@@ -1,9 +1,11 @@
-"""How much may be on its way on one connection."""
+"""How much may be on its way on one connection, and what may not come."""
 
 import socket
 
+import pytest
+
 from weightstream.p2p.exchange.windows import BULK_BYTES, receive_window
-from weightstream.p2p.exchange.wire import Channel
+from weightstream.p2p.exchange.wire import Channel, WireError
 
 KIB = 1 << 10
 
@@ -45,3 +47,12 @@ def test_a_channel_knows_its_round_trip() -> None:
     with left, right:
         assert Channel(left).round_trip_s == 0
         assert Channel(left).segment_bytes == 0
+
+
+@pytest.mark.parametrize("body", [b"[" * 60_000, b"nonsense", b"[]"])
+def test_a_message_without_sense_breaks_the_rules(body: bytes) -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        right.sendall(body)
+        with pytest.raises(WireError):
+            Channel(left).read_json(len(body))

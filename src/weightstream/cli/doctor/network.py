@@ -38,6 +38,7 @@ class OneByte:
 
     urgent = False
     step_bytes = 1 << 20
+    shares_link = False
 
     def advance(self, count: int) -> None:
         """Ignore it."""

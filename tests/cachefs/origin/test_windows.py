@@ -1,0 +1,60 @@
+"""How much may be on its way from an origin that other nodes read at the same time."""
+
+import socket
+import threading
+import time
+
+import pytest
+from tests.cachefs.origin.servers import Notes
+
+from weightstream.cachefs.origin.receive import receive
+from weightstream.cachefs.origin.windows import shared_window
+
+KIB = 1 << 10
+SEGMENT = 1448
+
+
+def test_a_slow_stream_has_little_on_its_way() -> None:
+    assert shared_window(3e6, 0.0003, SEGMENT) == 64 * KIB
+    assert shared_window(6e6, 0.0003, SEGMENT) == pytest.approx(123_600, rel=0.01)
+
+
+def test_a_fast_stream_is_the_kernels() -> None:
+    assert shared_window(50e6, 0.0003, SEGMENT) is None
+
+
+def test_a_window_holds_more_than_a_round_trip() -> None:
+    for round_trip_s in (0.0001, 0.001, 0.01, 0.1):
+        for rate in (1e5, 1e6, 10e6, 100e6):
+            window = shared_window(rate, round_trip_s, SEGMENT)
+            assert window is None or window >= 2 * rate * round_trip_s
+
+
+def test_a_window_holds_several_segments() -> None:
+    assert shared_window(1e6, 0.0, 8949) == 8 * 8949
+    assert shared_window(1e6, 0.0, 65483) is None, "the loopback device is left alone"
+
+
+@pytest.mark.parametrize(("shares", "is_bounded"), [(True, True), (False, False)])
+def test_a_slow_stream_is_bounded_where_its_link_is_shared(shares: bool, is_bounded: bool) -> None:
+    piece, count = bytes(64 * KIB), 8
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT)
+        here = socket.create_connection(server.getsockname())
+        there, _ = server.accept()
+        with here, there:
+            before = here.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+            def send() -> None:
+                for _ in range(count):
+                    there.sendall(piece)
+                    time.sleep(0.1)
+
+            sender = threading.Thread(target=send)
+            sender.start()
+            into = memoryview(bytearray(count * len(piece)))
+            transfer = Notes(step_bytes=64 * KIB, shares_link=shares)
+            assert receive(here, into, 0, transfer) == len(into)
+            sender.join()
+            after = here.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            assert (after == 2 * 64 * KIB) is is_bounded, (before, after)

@@ -130,20 +130,20 @@ def _receive_tls(sock: ssl.SSLSocket, into: memoryview, done: int, transfer: Tra
 
 
 class _Bound:
-    """Bounds what is on its way, once the rate of a stream that shares its link is known."""
+    """Bounds what is on its way on a stream that shares its link, by the rate that it has."""
 
     def __init__(self, sock: socket.socket, done: int, transfer: Transfer) -> None:
         self._sock = sock
         self._before = done
-        self._begun_s = time.monotonic()
-        self._is_open = transfer.shares_link
+        self._since_s = time.monotonic()
+        self._shares_link = transfer.shares_link
 
     def look(self, done: int) -> None:
         """Hear that `done` bytes are there."""
-        if not self._is_open or (took_s := time.monotonic() - self._begun_s) < LOOK_S:
+        if not self._shares_link or (took_s := time.monotonic() - self._since_s) < LOOK_S:
             return
-        self._is_open = False
         rate_bytes_s = (done - self._before) / took_s
+        self._before, self._since_s = done, self._since_s + took_s
         sock = self._sock
         window = shared_window(rate_bytes_s, round_trip_s(sock), segment_bytes(sock))
         if window is not None:

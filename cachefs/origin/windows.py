@@ -3,7 +3,7 @@
 Streams that fill a queue share it by luck. Measured, 8 nodes that each read from one origin by one
 stream, links of 100 and 200 Mbit/s with queues of 1 MB, cubic: a stream got a tenth of its share
 until its connection was given up, and chunks were read twice; 1.40 and 1.44 of the bound. With the
-window bounded none starved: 1.09 and 1.16. Streams that are fast are left alone: the kernel's own
+window bounded none starved: 1.13 and 1.21. Streams that are fast are left alone: the kernel's own
 windows grow to megabytes, which no program may ask for.
 """
 
@@ -11,7 +11,8 @@ import socket
 import sys
 
 LOOK_S = 0.25
-"""After so long receiving a stream's rate is known well enough."""
+"""A stream's rate is looked at so often. Not only once: the first one has the link to itself for
+a moment, and were it left alone then, the others starved."""
 _LEAST_BYTES = 64 << 10
 """The kernel doubles it; with 32 KiB the origin's link was not filled (1.25 of the bound)."""
 _MOST_BYTES = 208 << 10

@@ -30,7 +30,13 @@ import struct
 import time
 from typing import TYPE_CHECKING
 
-from weightstream.cachefs.origin.windows import LOOK_S, round_trip_s, segment_bytes, shared_window
+from weightstream.cachefs.origin.windows import (
+    LOOK_S,
+    round_trip_s,
+    segment_bytes,
+    set_window,
+    shared_window,
+)
 
 if TYPE_CHECKING:
     from weightstream.cachefs.fetch.source import Transfer
@@ -137,6 +143,8 @@ class _Bound:
         self._before = done
         self._since_s = time.monotonic()
         self._shares_link = transfer.shares_link
+        if not transfer.shares_link:  # a kept connection may have been bounded before
+            set_window(sock, None)
 
     def look(self, done: int) -> None:
         """Hear that `done` bytes are there."""
@@ -145,9 +153,7 @@ class _Bound:
         rate_bytes_s = (done - self._before) / took_s
         self._before, self._since_s = done, self._since_s + took_s
         sock = self._sock
-        window = shared_window(rate_bytes_s, round_trip_s(sock), segment_bytes(sock))
-        if window is not None:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+        set_window(sock, shared_window(rate_bytes_s, round_trip_s(sock), segment_bytes(sock)))
 
 
 def _has_bytes(sock: socket.socket) -> bool:

@@ -3,10 +3,11 @@
 Streams that fill a queue share it by luck. Measured, 8 nodes that each read from one origin by one
 stream, links of 100 and 200 Mbit/s with queues of 1 MB, cubic: a stream got a tenth of its share
 until its connection was given up, and chunks were read twice; 1.40 and 1.44 of the bound. With the
-window bounded none starved: 1.13 and 1.21. Streams that are fast are left alone: the kernel's own
+window bounded none starved: 1.13 and 1.21. Streams that are fast are left to the kernel: its
 windows grow to megabytes, which no program may ask for.
 """
 
+import contextlib
 import socket
 import sys
 
@@ -23,6 +24,8 @@ _LEAST_SEGMENTS = 8
 _QUEUE_S = 0.02
 _ROUND_TRIPS = 2
 """More than a round trip holds, or the window would be what limits the rate."""
+_SO_BUF_LOCK = 72
+"""Linux 5.15: take back that a program has set a buffer's size."""
 _MIN_RTT_AT = 148
 """Where `tcpi_min_rtt` (microseconds) is in `struct tcp_info` of linux/tcp.h."""
 
@@ -32,6 +35,15 @@ def shared_window(rate_bytes_s: float, round_trip_s: float, segment_bytes: int) 
     share = int(rate_bytes_s * (_QUEUE_S + _ROUND_TRIPS * round_trip_s))
     window = max(_LEAST_BYTES, _LEAST_SEGMENTS * segment_bytes, share)
     return None if window > _MOST_BYTES else window
+
+
+def set_window(sock: socket.socket, window: int | None) -> None:
+    """Bound what is on its way to a socket; None: leave it to the kernel, again if need be."""
+    if window is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
+        return
+    with contextlib.suppress(OSError):  # an older kernel: a bounded one stays so
+        sock.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)
 
 
 def round_trip_s(sock: socket.socket) -> float:

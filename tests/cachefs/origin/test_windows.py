@@ -3,12 +3,13 @@
 import socket
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 from tests.cachefs.origin.servers import Notes
 
 from weightstream.cachefs.origin.receive import receive
-from weightstream.cachefs.origin.windows import shared_window
+from weightstream.cachefs.origin.windows import set_window, shared_window
 
 KIB = 1 << 10
 SEGMENT = 1448
@@ -35,26 +36,44 @@ def test_a_window_holds_several_segments() -> None:
     assert shared_window(1e6, 0.0, 65483) is None, "the loopback device is left alone"
 
 
-@pytest.mark.parametrize(("shares", "is_bounded"), [(True, True), (False, False)])
-def test_a_slow_stream_is_bounded_where_its_link_is_shared(shares: bool, is_bounded: bool) -> None:
-    piece, count = bytes(64 * KIB), 8
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Two ends of a connection with the segments of a network."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT)
         here = socket.create_connection(server.getsockname())
         there, _ = server.accept()
         with here, there:
-            before = here.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            yield here, there
 
-            def send() -> None:
-                for _ in range(count):
-                    there.sendall(piece)
-                    time.sleep(0.1)
 
-            sender = threading.Thread(target=send)
-            sender.start()
-            into = memoryview(bytearray(count * len(piece)))
-            transfer = Notes(step_bytes=64 * KIB, shares_link=shares)
-            assert receive(here, into, 0, transfer) == len(into)
-            sender.join()
-            after = here.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
-            assert (after == 2 * 64 * KIB) is is_bounded, (before, after)
+def received(here: socket.socket, there: socket.socket, shares: bool, pause_s: float) -> int:
+    """Receive half a MiB that comes with pauses; return the buffer's size then."""
+    piece, count = bytes(64 * KIB), 8
+
+    def send() -> None:
+        for _ in range(count):
+            there.sendall(piece)
+            time.sleep(pause_s)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    into = memoryview(bytearray(count * len(piece)))
+    assert receive(here, into, 0, Notes(step_bytes=64 * KIB, shares_link=shares)) == len(into)
+    sender.join()
+    return here.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+
+@pytest.mark.parametrize(("shares", "is_bounded"), [(True, True), (False, False)])
+def test_a_slow_stream_is_bounded_where_its_link_is_shared(
+    shares: bool, is_bounded: bool, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    assert (received(*ends, shares, 0.1) == 2 * 64 * KIB) is is_bounded
+
+
+def test_the_kernel_may_widen_what_was_bounded(ends: tuple[socket.socket, socket.socket]) -> None:
+    here, there = ends
+    set_window(here, 16 * KIB)
+    bounded = here.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    sizes = [received(here, there, False, 0.0) for _ in range(20)]
+    assert max(sizes) > bounded, "a kept connection is as fast as a new one"

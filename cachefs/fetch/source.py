@@ -12,7 +12,7 @@ class Transfer(Protocol):
     step_bytes: int
     """How often it wants to hear, at the least: bytes that are passed on must not lie around."""
     shares_link: bool
-    """Other nodes read from the same origin at the same time: see `cachefs.origin.windows`."""
+    """It is one of several nodes' streams from one origin: see `cachefs.origin.windows`."""
 
     @property
     def urgent(self) -> bool:

@@ -28,6 +28,7 @@ import socket
 import ssl
 import struct
 import time
+import weakref
 from typing import TYPE_CHECKING
 
 from weightstream.cachefs.origin.windows import (
@@ -46,6 +47,8 @@ STEP_BYTES = 1 << 20
 WAKE_BYTES = 512 << 10
 TLS_WAKE_BYTES = 64 << 10
 _RECORD_BYTES = (16 << 10) + 256
+_BOUNDED: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+"""Connections whose window was bounded."""
 
 
 def set_kernel_timeouts(sock: socket.socket, timeout_s: float) -> None:
@@ -70,7 +73,7 @@ def receive(sock: socket.socket, into: memoryview, done: int, transfer: Transfer
 
 def _receive_plain(sock: socket.socket, into: memoryview, done: int, transfer: Transfer) -> int:
     told, total = 0, len(into)
-    bound = _Bound(sock, done, transfer)
+    bound = _Bound(sock, transfer)
     step = min(STEP_BYTES, transfer.step_bytes)
     wake = min(WAKE_BYTES, step)
     calm_until = total - step - wake
@@ -85,9 +88,10 @@ def _receive_plain(sock: socket.socket, into: memoryview, done: int, transfer: T
         if count == 0:
             break
         done += count
+        bound.got(count)
         transfer.advance(done - told)
+        bound.asks()
         told = done
-        bound.look(done)
     if told < done:
         transfer.advance(done - told)
     return done
@@ -103,7 +107,7 @@ def _wake_after(sock: socket.socket, count: int) -> None:
 
 def _receive_tls(sock: ssl.SSLSocket, into: memoryview, done: int, transfer: Transfer) -> int:
     told, total = 0, len(into)
-    bound = _Bound(sock, done, transfer)
+    bound = _Bound(sock, transfer)
     # What is left has at least as many bytes in TLS, but OpenSSL may hold two records of them.
     calm_until = total - TLS_WAKE_BYTES - 2 * _RECORD_BYTES
     calm = done <= calm_until
@@ -126,34 +130,53 @@ def _receive_tls(sock: ssl.SSLSocket, into: memoryview, done: int, transfer: Tra
         if count == 0:
             break
         done += count
+        bound.got(count)
         if done - told >= min(STEP_BYTES, transfer.step_bytes):
             transfer.advance(done - told)
             told = done
-            bound.look(done)
+        bound.asks()
     if told < done:
         transfer.advance(done - told)
     return done
 
 
 class _Bound:
-    """Bounds what is on its way on a stream that shares its link, by the rate that it has."""
+    """Bounds what is on its way on a stream that shares its link, by the rate that it has.
 
-    def __init__(self, sock: socket.socket, done: int, transfer: Transfer) -> None:
+    What a kept connection was bounded to stays until it is asked for by a node alone.
+    """
+
+    def __init__(self, sock: socket.socket, transfer: Transfer) -> None:
         self._sock = sock
-        self._before = done
-        self._since_s = time.monotonic()
         self._shares_link = transfer.shares_link
-        if not transfer.shares_link:  # a kept connection may have been bounded before
+        self._got, self._took_s, self._asked_s = 0, 0.0, time.monotonic()
+        if not transfer.shares_link and sock in _BOUNDED:
+            _BOUNDED.discard(sock)
             set_window(sock, None)
 
-    def look(self, done: int) -> None:
-        """Hear that `done` bytes are there."""
-        if not self._shares_link or (took_s := time.monotonic() - self._since_s) < LOOK_S:
+    def asks(self) -> None:
+        """Say that bytes are waited for from now on: what was between is not the stream's time."""
+        if self._shares_link:
+            self._asked_s = time.monotonic()
+
+    def got(self, count: int) -> None:
+        """Hear that `count` bytes came."""
+        if not self._shares_link:
             return
-        rate_bytes_s = (done - self._before) / took_s
-        self._before, self._since_s = done, self._since_s + took_s
+        self._got += count
+        self._took_s += time.monotonic() - self._asked_s
+        if self._took_s < LOOK_S:
+            return
+        rate_bytes_s = self._got / self._took_s
+        self._got, self._took_s = 0, 0.0
         sock = self._sock
-        set_window(sock, shared_window(rate_bytes_s, round_trip_s(sock), segment_bytes(sock)))
+        window = shared_window(rate_bytes_s, round_trip_s(sock), segment_bytes(sock))
+        if window is not None:
+            _BOUNDED.add(sock)
+            set_window(sock, window)
+        elif sock in _BOUNDED:
+            _BOUNDED.discard(sock)
+            set_window(sock, None)
 
 
 def _has_bytes(sock: socket.socket) -> bool:

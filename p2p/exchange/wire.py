@@ -21,6 +21,8 @@ from weightstream.cachefs.origin.windows import round_trip_s, segment_bytes
 HEAD_BYTES = 8 << 10
 HEAD_S = 10.0
 JSON_BYTES = 16 << 20
+_MOST_BRACKETS = 64
+"""No message nests deeper than two. At a parser's deepest point finalizers fail, by chance."""
 _STEP_BYTES = 512 << 10
 _WAKE_BYTES = 256 << 10
 _MOST_WAITS = 32
@@ -146,9 +148,11 @@ class Channel:
             raise WireError(f"a body of {length} bytes")
         body = bytearray(length)
         self.read_body(memoryview(body), lambda count: None)
+        if body.count(b"[") + body.count(b"{") > _MOST_BRACKETS:
+            raise WireError("a body that is nested")
         try:
             found = json.loads(body or b"{}")
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise WireError("a body that is no JSON") from error
         if not isinstance(found, dict):
             raise WireError("a body that is no JSON object")

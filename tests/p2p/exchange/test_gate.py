@@ -51,7 +51,8 @@ def test_a_crowd_shares_the_origins_link(
     blob, data = nodes.put(s3, 6 * MIB)
     noting = nodes.nodes[0].source = Noting(nodes.nodes[0].origin)
     assert nodes.load_all(blob) == [data] * count
-    assert noting.shared == {shares}
+    assert shares in noting.shared
+    assert count > 1 or noting.shared == {False}
 
 
 def test_parts_advance_a_flight_by_what_has_no_gap() -> None:

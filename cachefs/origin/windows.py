@@ -3,7 +3,7 @@
 Streams that fill a queue share it by luck. Measured, 8 nodes that each read from one origin by one
 stream, links of 100 and 200 Mbit/s with queues of 1 MB, cubic: a stream got a tenth of its share
 until its connection was given up, and chunks were read twice; 1.40 and 1.44 of the bound. With the
-window bounded few starved: 1.14 and 1.24. Streams that are fast are left to the kernel: its
+window bounded few starved: 1.14 and 1.26. Streams that are fast are left to the kernel: its
 windows grow to megabytes, which no program may ask for.
 """
 

@@ -19,6 +19,7 @@ from weightstream.bench.errors import BenchError
 
 _PAYLOAD_PART = 1448 / 1514
 _PREFIX = "wscl"
+_NET = "10.214.0"
 ORIGIN = 0
 """The origin's number; nodes count from 1."""
 
@@ -32,7 +33,8 @@ class Plan:
     client_cap_mbit: int | None = None
     """Most that the origin sends to one client."""
     congestion: str = "cubic"
-    """TCP's congestion control at every end: Linux's default, whatever this machine's own is."""
+    """TCP's congestion control at every end: Linux's default, whatever this machine's own is. Set
+    by the route: a namespace may not choose what its host does not allow."""
 
     @property
     def payload_bytes_s(self) -> float:
@@ -50,7 +52,7 @@ class Network:
     @staticmethod
     def address(end: int) -> str:
         """Return the IPv4 address of an end."""
-        return f"10.214.0.{end + 1}"
+        return f"{_NET}.{end + 1}"
 
     def prefix(self, end: int) -> tuple[str, ...]:
         """Return what to put before a command to run it at an end."""
@@ -104,7 +106,7 @@ def _plug_in(net: Network, end: int) -> None:
     for device in ("lo", "eth0"):
         _run("ip", "-n", here, "link", "set", device, "up")
     _run(
-        "ip", "-n", here, "route", "replace", net.address(0)[:-1] + "0/24", "dev", "eth0",
+        "ip", "-n", here, "route", "replace", f"{_NET}.0/24", "dev", "eth0",
         "proto", "kernel", "scope", "link", "src", net.address(end),
         "congctl", net.plan.congestion,
     )  # fmt: skip

@@ -515,7 +515,9 @@ def test_a_plan_is_held_as_long_as_the_client_wants(source: AgentSource, reads: 
 
 def test_a_plan_for_no_agent_is_none_and_harmless(settings: Settings) -> None:
     source = AgentSource(Memory(), ROOT, settings)
-    source.plan([(BLOB, (Extent(0, 5),))]).close()
+    plan = source.plan([(BLOB, (Extent(0, 5),))])
+    assert plan._link is None, "nobody was told"
+    plan.close()
     read(source)
     NoPlan().close()
 

@@ -16,14 +16,17 @@ from weightstream.p2p.exchange.client import (
 )
 from weightstream.p2p.exchange.crowds import Crowd
 from weightstream.p2p.exchange.flights import Flight
+from weightstream.p2p.exchange.gathering import Gathering
 from weightstream.p2p.exchange.parts import Parts
 from weightstream.p2p.exchange.sinks import (
     FlightSink,
     HurryError,
+    ScatteredError,
     SlowError,
     TakenError,
     WrongError,
 )
+from weightstream.p2p.exchange.vouching import ask_digests
 from weightstream.p2p.members import Member
 from weightstream.p2p.schedule import ORIGIN, View, route
 
@@ -160,6 +163,8 @@ class Bringer:
         sink = FlightSink(flight, member.node, self._parts.me, self._parts.neighbours, is_last)
         try:
             said = self._parts.client.fetch(member, name, view, sink, flight.urgent, insist)
+        except ScatteredError:
+            return self._gather(flight, member, name, view)
         except PeerError as error:
             if flight.is_hurried and not flight.urgent:
                 raise HurryError("a reader waits for it") from error
@@ -167,6 +172,35 @@ class Bringer:
         self._check(flight, member, view, said)
         self._crowd.note(member.node, flight.chunk, True)
         metrics.PEER_BYTES.labels("received").inc(len(view))
+        return said
+
+    def _gather(self, flight: Flight, home: Member, name: ChunkName, view: memoryview) -> bytes:
+        """Bring the rest of a chunk in blocks. When that fails its home is asked once more, for all
+        of it. When it came wrong nobody is banned: whoever passed a block on may have got it wrong
+        itself."""
+        scatter = flight.scatter
+        assert scatter is not None
+        log.debug("%s chunk %d: the rest is shared", flight.blob.uri, flight.chunk)
+        metrics.PEER_BYTES.labels("received").inc(flight.position)
+        flight.is_whole = True  # the next time, if this fails
+        gathering = Gathering(flight, view, name, scatter, self._parts.me)
+        client, chunk = self._parts.client, flight.chunk
+        try:
+            gathering.bring(client, self._parts.neighbours.alive())
+            vouched = ask_digests(client, home, flight.blob.id, self._chunk_size, [chunk])
+        except HurryError:
+            raise
+        except PeerError as error:
+            raise BrokenOffError(f"{error}; in parts") from error
+        said = vouched.digests.get(chunk)
+        if said is None:
+            raise BrokenOffError(f"peer {home.node} has let go of {flight.blob.uri} chunk {chunk}")
+        if blake3(view).digest() != said:
+            metrics.PEER_FAILURES.labels("mixed").inc()
+            raise BrokenOffError(f"{flight.blob.uri} chunk {chunk} came wrong from several peers")
+        published = self._parts.digest_of(flight.blob, self._chunk_size, chunk)
+        self._check_published(flight, home, said, published)
+        self._crowd.note(home.node, chunk, True)
         return said
 
     def _check(self, flight: Flight, member: Member, view: memoryview, said: bytes) -> None:

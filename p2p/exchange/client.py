@@ -123,6 +123,17 @@ class PeerClient:
             finally:
                 sink.ended()
 
+    def fetch_part(
+        self, member: Member, name: ChunkName, start: int, into: memoryview, sink: Sink
+    ) -> None:
+        """Read what a member has, or is about to have, of a chunk from `start` on. It says nothing
+        of whether that is right. Raises `PeerError`; what `sink` raises goes through."""
+        headers = {"Priority": "bulk", "Range": f"bytes={start}-{start + len(into) - 1}"}
+        with self._asking(member, "GET", name.path, headers) as channel:
+            self._set_window(member, channel)
+            self._await_body(channel, member, name, sink, 206, len(into))
+            self._read_body(channel, member, into, sink, fault=False)
+
     def _receive(
         self,
         channel: Channel,
@@ -132,22 +143,30 @@ class PeerClient:
         sink: Sink,
         fault: bool,
     ) -> bytes:
-        head = self._wait_head(channel, sink)
-        if head.status != 200:
-            raise _refusal(member, name, head, channel)
-        if head.length != len(into) + DIGEST_BYTES:
-            raise WireError(f"{head.length} bytes for a chunk of {len(into)}")
-        channel.set_timeouts(2 * SILENCE_S)
+        self._await_body(channel, member, name, sink, 200, len(into) + DIGEST_BYTES)
+        self._read_body(channel, member, into, sink, fault)
         digest = bytearray(DIGEST_BYTES)
-        turn = self._lanes.fault() if fault else contextlib.nullcontext()
-        try:
-            with self.paces.asked(member.node), turn:
-                channel.read_body(into, self._advance(member.node, sink, fault))
-            channel.set_timeouts(_DIGEST_S)
+        channel.set_timeouts(_DIGEST_S)
+        with _breaking_off(member):
             channel.read_body(memoryview(digest), lambda count: None)
-        except (WireError, ConnectionError, ssl.SSLError) as error:
-            raise BrokenOffError(str(_broken(member, error))) from error
         return bytes(digest)
+
+    def _await_body(
+        self, channel: Channel, member: Member, name: ChunkName, sink: Sink, status: int, count: int
+    ) -> None:
+        head = self._wait_head(channel, sink)
+        if head.status != status:
+            raise _refusal(member, name, head, channel)
+        if head.length != count:
+            raise WireError(f"{head.length} bytes where {count} were asked for")
+        channel.set_timeouts(2 * SILENCE_S)
+
+    def _read_body(
+        self, channel: Channel, member: Member, into: memoryview, sink: Sink, fault: bool
+    ) -> None:
+        turn = self._lanes.fault() if fault else contextlib.nullcontext()
+        with _breaking_off(member), self.paces.asked(member.node), turn:
+            channel.read_body(into, self._advance(member.node, sink, fault))
 
     def tell(self, member: Member, path: str, message: Mapping[str, Any]) -> dict[str, Any]:
         """Post a JSON message; return the answer."""
@@ -291,6 +310,14 @@ class _Answered(Exception):
 
     def __init__(self, error: PeerError) -> None:
         self.error = error
+
+
+@contextlib.contextmanager
+def _breaking_off(member: Member) -> Iterator[None]:
+    try:
+        yield
+    except (WireError, ConnectionError, ssl.SSLError) as error:
+        raise BrokenOffError(str(_broken(member, error))) from error
 
 
 def _broken(member: Member, error: Exception) -> PeerError:

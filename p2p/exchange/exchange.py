@@ -22,6 +22,7 @@ from weightstream.cachefs.fetch.source import Source, Transfer
 from weightstream.cachefs.origin import Checksum
 from weightstream.cachefs.store import Store
 from weightstream.errors import LoadCancelled, UsageError
+from weightstream.p2p.exchange import scattering
 from weightstream.p2p.exchange.bulk import Bulk, Planned
 from weightstream.p2p.exchange.carrier import Carrier, carry
 from weightstream.p2p.exchange.client import PeerClient
@@ -245,6 +246,24 @@ class Exchange:
         if asked.fault and flight.is_at_gate:
             self._gate.hurry(flight)
         return flight
+
+    def give_part(self, blob_id: str, chunk_size: int, chunk: int) -> Flight | HeldChunk | None:
+        """See `Home`."""
+        relay = self._known(blob_id, chunk_size)
+        if relay is None or not 0 <= chunk < relay.n_chunks or self._draining:
+            return None
+        flight = relay.flight(chunk)
+        return relay.held(chunk) if flight is None or flight.is_parked else flight
+
+    def scatter(self, flight: Flight, receivers: tuple[str, ...]) -> None:
+        """See `Home`."""
+        relay = self._known(flight.blob.id, self._settings.chunk_size)
+        if relay is not None:
+            scattering.scatter(self._parts, relay, flight, receivers)
+
+    def scattered(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See `Home`."""
+        return scattering.hear(message, self._known)
 
     @staticmethod
     def _is_passable(relay: Relay, flight: Flight, asked: Asked) -> bool:

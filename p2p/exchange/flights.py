@@ -14,11 +14,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.errors import LoadCancelled, WeightstreamError
+from weightstream.p2p.exchange.passing import Passing
+from weightstream.p2p.schedule import BLOCK_BYTES
 
 if TYPE_CHECKING:
     from weightstream.cachefs.fetch.slabs import Slab, SlabPool
@@ -33,6 +36,14 @@ class FlightState(Enum):
     RUNNING = auto()
     LANDED = auto()
     FAILED = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """Who shares the rest of a chunk: each asks `home` for its own blocks and gives them on."""
+
+    home: str
+    receivers: tuple[str, ...]
 
 
 class Flight:
@@ -76,6 +87,13 @@ class Flight:
         """This node has taken it over while it waited for a peer to give it."""
         self.unread = False
         """A local plan wants it, and nobody has read it yet."""
+        self.passing = Passing(len(extent))
+        self.scatter: Scatter | None = None
+        """Its home has said that the rest is to be shared."""
+        self.is_whole = False
+        """It came wrong in parts: from now on it comes whole, from one who answers for it."""
+        self._blocks: set[int] = set()
+        """Which blocks beyond `position` are there."""
         self.slab: Slab | None = None
         self._offer = offer
         self._claimed = False
@@ -129,6 +147,8 @@ class Flight:
         """
         with self._changed:
             self.position = 0
+            self.scatter = None
+            self._blocks.clear()
             self.from_origin = False
             self.generation += 1
             self._changed.notify_all()
@@ -141,6 +161,34 @@ class Flight:
                 self._changed.notify_all()
         if self.from_origin:
             self._offer(self)
+
+    def share(self, scatter: Scatter) -> None:
+        """Have the rest gathered, if it comes as bulk from the home that says so."""
+        with self._changed:
+            comes = self.state is FlightState.RUNNING and self.asking == scatter.home
+            if comes and not (self.urgent or self.is_hurried or self.is_whole):
+                self.scatter = scatter
+
+    def put_block(self, block: int) -> None:
+        """Say that a block is there, in whatever order they come."""
+        with self._changed:
+            self._blocks.add(block)
+            while (first := self.position // BLOCK_BYTES) in self._blocks:
+                self._blocks.discard(first)
+                self.position = min((first + 1) * BLOCK_BYTES, len(self.extent))
+            self._changed.notify_all()
+
+    def wait_part(self, start: int, stop: int, timeout_s: float) -> bool:
+        """Wait for the bytes from `start` to `stop`; False when time is up, or it failed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._has(start, stop) or self.is_over, timeout_s)
+            return self._has(start, stop)
+
+    def _has(self, start: int, stop: int) -> bool:
+        if self.state is FlightState.LANDED or self.position >= stop:
+            return self.state is not FlightState.FAILED
+        blocks = range(max(start, self.position) // BLOCK_BYTES, -(-stop // BLOCK_BYTES))
+        return self._blocks.issuperset(blocks)
 
     def land(self, digest: bytes) -> bool:
         """Say that all bytes are there and are what `digest` says; False when it has failed."""

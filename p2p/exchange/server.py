@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from weightstream import metrics
 from weightstream.errors import UsageError, WeightstreamError
 from weightstream.p2p.exchange.client import SILENCE_S
-from weightstream.p2p.exchange.flights import Flight
+from weightstream.p2p.exchange.flights import Flight, FlightState
 from weightstream.p2p.exchange.lanes import Lanes
 from weightstream.p2p.exchange.wire import Channel, Head, WireError, answer, processing
 from weightstream.p2p.identity import Identity
@@ -52,8 +52,13 @@ class Held(Protocol):
     digest: bytes
     length: int
 
-    def send(self, channel: Channel, give_way: Callable[[], None]) -> None:
-        """Send its bytes."""
+    def send(
+        self,
+        channel: Channel,
+        give_way: Callable[[], None],
+        part: tuple[int, int] | None = None,
+    ) -> None:
+        """Send its bytes, or those of a part: start and stop."""
         ...
 
     def close(self) -> None:
@@ -92,6 +97,18 @@ class Home(Protocol):
         self, blob_id: str, chunk_size: int, chunk: int, asked: "Asked"
     ) -> Flight | Held | str | None:
         """Return a chunk on its way or in the store, or the node to ask instead, or None."""
+        ...
+
+    def give_part(self, blob_id: str, chunk_size: int, chunk: int) -> Flight | Held | None:
+        """Return a chunk on its way or in the store; nothing is begun for it."""
+        ...
+
+    def scatter(self, flight: Flight, receivers: tuple[str, ...]) -> None:
+        """Have receivers share the rest of a chunk among themselves; returns at once."""
+        ...
+
+    def scattered(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Hear that this node is one of them; raises WireError for a message without sense."""
         ...
 
 
@@ -179,6 +196,8 @@ class Server:
             _send_json(channel, self._home.digests(channel.read_json(head.length)))
         elif method == "POST" and path == "/v1/take":
             _send_json(channel, self._home.take(channel.read_json(head.length)))
+        elif method == "POST" and path == "/v1/scatter":
+            _send_json(channel, self._home.scattered(channel.read_json(head.length)))
         elif method == "POST" and path == "/v1/leave":
             self._home.left(channel.read_json(head.length))
             _send_json(channel, {})
@@ -190,6 +209,12 @@ class Server:
 
     def _answer_chunk(self, channel: Channel, head: Head, path: str) -> None:
         blob_id, chunk_size, chunk = _chunk_of(path)
+        if "range" in head.headers:
+            start, stop = _part_of(head.headers["range"], chunk_size)
+            self._answer_part(
+                channel, self._home.give_part(blob_id, chunk_size, chunk), start, stop
+            )
+            return
         fault = head.headers.get("priority") == "fault"
         asked = Asked(fault, head.headers.get("stand-in") == "1", head.headers.get("node", ""))
         found = self._home.give(blob_id, chunk_size, chunk, asked)
@@ -213,6 +238,41 @@ class Server:
         finally:
             held.close()
 
+    def _answer_part(
+        self, channel: Channel, found: Flight | Held | None, start: int, stop: int
+    ) -> None:
+        """Send a part of what is here, or is on its way here: unchecked, as bytes on their way are
+        passed on."""
+        if found is None:
+            channel.sock.sendall(answer(404, "Not Found", {}, 0))
+        elif isinstance(found, Flight):
+            self._send_part(channel, found, start, stop)
+        else:
+            try:
+                if stop > found.length:
+                    raise WireError(f"no bytes up to {stop} in a chunk of {found.length}")
+                channel.sock.sendall(answer(206, "Partial Content", {}, stop - start))
+                found.send(channel, self._lanes.give_way, (start, stop))
+                metrics.PEER_BYTES.labels("sent").inc(stop - start)
+            finally:
+                found.close()
+
+    def _send_part(self, channel: Channel, flight: Flight, start: int, stop: int) -> None:
+        if stop > len(flight.extent):
+            raise WireError(f"no bytes up to {stop} in a chunk of {len(flight.extent)}")
+        while not flight.wait_part(start, stop, _HEARTBEAT_S) and not flight.is_over:
+            channel.sock.sendall(processing(flight.chain, self._home.progress()))
+        slab = flight.hold()
+        if slab is None:
+            channel.sock.sendall(answer(503, "Service Unavailable", {}, 0))
+            return
+        try:
+            channel.sock.sendall(answer(206, "Partial Content", {}, stop - start), *_more(channel))
+            self._send_some(channel, slab.view, start, stop, fault=False)
+            metrics.PEER_BYTES.labels("sent").inc(stop - start)
+        finally:
+            slab.release()
+
     def _send_flight(self, channel: Channel, flight: Flight, asked: Asked) -> None:
         """Pass a chunk on as it arrives; its digest follows when it was found right."""
         total = len(flight.extent)
@@ -225,12 +285,14 @@ class Server:
         if slab is None:
             channel.sock.sendall(answer(503, "Service Unavailable", {}, 0))
             return
+        sent = 0
         try:
             channel.sock.sendall(answer(200, "OK", {}, total + 32), *_more(channel))
-            sent = 0
             while sent < total:
                 with self._turn(asked.fault):
                     sent = self._send_some(channel, slab.view, sent, count, asked.fault)
+                if not asked.fault:
+                    self._passed(flight, asked.node, sent)
                 count = sent
                 while sent < total and count <= sent:
                     count = flight.wait_beyond(sent, _SEND_S, local=False)
@@ -241,9 +303,16 @@ class Server:
             if not over or not flight.digest or flight.generation != generation:
                 raise WireError(f"{flight.blob.uri} chunk {flight.chunk} was not right")
             channel.sock.sendall(flight.digest)
-            metrics.PEER_BYTES.labels("sent").inc(total)
         finally:
+            metrics.PEER_BYTES.labels("sent").inc(sent)
+            flight.passing.ended(asked.node)
             slab.release()
+
+    def _passed(self, flight: Flight, node: str, sent: int) -> None:
+        """Note how far a receiver is; have them share the rest when this uplink is behind."""
+        flight.passing.sent(node, sent)
+        if flight.state is FlightState.LANDED and (receivers := flight.passing.scatter()):
+            self._home.scatter(flight, receivers)
 
     def _await_first(self, channel: Channel, flight: Flight, insists: bool) -> int:
         """Wait for the first bytes, and say meanwhile that we live; 0 when it failed or was given
@@ -290,11 +359,22 @@ def _send_json(channel: Channel, message: Mapping[str, Any]) -> None:
 
 def _chunk_of(path: str) -> tuple[str, int, int]:
     parts = path.split("/")
-    if len(parts) != 6 or len(parts[3]) != 32 or not all(p.isdigit() for p in parts[4:]):
+    numbers = all(part.isascii() and part.isdigit() for part in parts[4:])
+    if len(parts) != 6 or len(parts[3]) != 32 or not numbers:
         raise WireError(f"bad chunk name {path[:80]!r}")
     if any(len(p) > 12 for p in parts[4:]):
         raise WireError(f"bad chunk name {path[:80]!r}")
     return parts[3], int(parts[4]), int(parts[5])
+
+
+def _part_of(text: str, chunk_size: int) -> tuple[int, int]:
+    first, _, last = text.removeprefix("bytes=").partition("-")
+    if not (text.isascii() and first.isdigit() and last.isdigit()) or len(text) > 40:
+        raise WireError(f"bad range {text[:40]!r}")
+    start, stop = int(first), int(last) + 1
+    if not start < stop <= chunk_size:
+        raise WireError(f"bad range {text[:40]!r} of a chunk of {chunk_size}")
+    return start, stop
 
 
 def _listen(listen: str) -> socket.socket:
@@ -324,13 +404,18 @@ class HeldChunk:
         self._fd = fd
         self._start = start
 
-    def send(self, channel: Channel, give_way: Callable[[], None]) -> None:
+    def send(
+        self,
+        channel: Channel,
+        give_way: Callable[[], None],
+        part: tuple[int, int] | None = None,
+    ) -> None:
         """See `Held.send`."""
-        done = 0
+        done, end = part or (0, self.length)
         buffer = None if channel.is_plain else memoryview(bytearray(_PIECE_BYTES))
-        while done < self.length:
+        while done < end:
             give_way()
-            step = min(_PIECE_BYTES, self.length - done)
+            step = min(_PIECE_BYTES, end - done)
             if buffer is None:
                 count = os.sendfile(channel.sock.fileno(), self._fd, self._start + done, step)
             else:

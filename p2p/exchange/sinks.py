@@ -23,6 +23,10 @@ class HurryError(PeerError):
     """A fault has come to a chunk that is on its way as bulk."""
 
 
+class ScatteredError(PeerError):
+    """The rest of a chunk is to be shared with others who want it."""
+
+
 class TakenError(PeerError):
     """This node has taken over a chunk that it waits for."""
 
@@ -96,6 +100,8 @@ class FlightSink:
     def _look(self) -> None:
         if self._flight.is_hurried and not self._flight.urgent:
             raise HurryError("a reader waits for it")
+        if self._flight.scatter is not None:
+            raise ScatteredError("the rest of it is shared")
         if self._judge.is_banned(self._node):
             raise WrongError(f"peer {self._node} gave wrong bytes of another chunk")
         now_s = time.monotonic()

@@ -3,20 +3,24 @@
 from weightstream.p2p.schedule.homes import Homes, late_start, standing
 from weightstream.p2p.schedule.pace import Pace, is_slow
 from weightstream.p2p.schedule.routes import ORIGIN, Route, View, route
+from weightstream.p2p.schedule.scatter import BLOCK_BYTES, block_giver, scattered
 from weightstream.p2p.schedule.taking import givers
 from weightstream.p2p.schedule.trees import ancestors, parent
 
 __all__ = [
+    "BLOCK_BYTES",
     "ORIGIN",
     "Homes",
     "Pace",
     "Route",
     "View",
     "ancestors",
+    "block_giver",
     "givers",
     "is_slow",
     "late_start",
     "parent",
     "route",
+    "scattered",
     "standing",
 ]

@@ -1,0 +1,71 @@
+"""A home whose uplink is behind has those who wait for a chunk share the rest among themselves.
+
+home                                    each receiver
+POST /v1/scatter  ────────────────────>   breaks off what it is being sent, and asks for blocks
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from weightstream.p2p.exchange.client import PeerError
+from weightstream.p2p.exchange.flights import Flight, Scatter
+from weightstream.p2p.exchange.parts import Parts
+from weightstream.p2p.exchange.relay import Relay
+from weightstream.p2p.exchange.wire import WireError
+
+log = logging.getLogger(__name__)
+
+_MOST_RECEIVERS = 64
+
+
+def scatter(parts: Parts, relay: Relay, flight: Flight, receivers: tuple[str, ...]) -> None:
+    """Tell all receivers, at once; returns before they have heard it. In meshes only: in a tree
+    each receiver has others behind it, whom it has to send as much."""
+    if not relay.crowd.is_mesh:
+        return
+    log.debug("%s chunk %d: shared by %s", flight.blob.uri, flight.chunk, ", ".join(receivers))
+    message = {
+        "node": parts.me,
+        "blob": relay.blob.id,
+        "chunk_size": relay.chunk_size,
+        "chunk": flight.chunk,
+        "receivers": receivers,
+    }
+    for node in receivers:
+        threading.Thread(
+            target=_tell, args=(parts, node, message), daemon=True, name="weightstream-scatter"
+        ).start()
+
+
+def _tell(parts: Parts, node: str, message: Mapping[str, Any]) -> None:
+    member = parts.neighbours.alive().get(node)
+    if member is None:
+        return
+    try:
+        parts.client.tell(member, "/v1/scatter", message)
+    except (PeerError, WireError) as error:
+        log.debug("%s: it is sent all of the chunk", error)
+
+
+def hear(
+    message: Mapping[str, Any], known: Callable[[str, int], Relay | None]
+) -> Mapping[str, Any]:
+    """Have a chunk's rest gathered, if it comes from whoever says so; raises WireError for a
+    message that makes no sense."""
+    names = ("node", "blob", "chunk_size", "chunk", "receivers")
+    node, blob, chunk_size, chunk, receivers = (message.get(name) for name in names)
+    if not isinstance(node, str) or not isinstance(blob, str):
+        raise WireError("a scatter without names")
+    if not isinstance(chunk_size, int) or not isinstance(chunk, int):
+        raise WireError("a scatter without a chunk")
+    if not isinstance(receivers, list) or not 0 < len(receivers) <= _MOST_RECEIVERS:
+        raise WireError("a scatter without receivers, or with too many")
+    if not all(isinstance(receiver, str) for receiver in receivers):
+        raise WireError("a scatter with odd receivers")
+    relay = known(blob, chunk_size)
+    flight = relay.flight(chunk) if relay is not None else None
+    if flight is not None:
+        flight.share(Scatter(node, tuple(receivers)))
+    return {}

@@ -1,0 +1,307 @@
+"""A chunk whose home is slow to pass it on is shared by those who wait for it, block by block."""
+
+import http.client
+import json
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from tests.kit.s3 import S3Server
+from tests.p2p.exchange.conftest import MIB, Cluster, ClusterFactory, Node
+
+from weightstream import metrics
+from weightstream.cachefs.blob import Blob, Extent
+from weightstream.p2p.exchange import Exchange
+from weightstream.p2p.exchange.flights import Flight, Scatter
+from weightstream.p2p.exchange.server import Server
+from weightstream.p2p.exchange.wire import Channel
+from weightstream.p2p.schedule import BLOCK_BYTES
+
+CHUNK = 4 * MIB
+SIZE = 16 * MIB
+
+
+def crowd(cluster: ClusterFactory, **overrides: object) -> Cluster:
+    return cluster(5, chunk_size=CHUNK, **overrides)
+
+
+def server_of(node: Node) -> Server:
+    return node.exchange._server
+
+
+def slow_uplinks(nodes: Cluster) -> None:
+    """Let each node send 256 KiB in 40 ms, all its connections together: a home is far behind when
+    it has a chunk."""
+    for node in nodes.nodes:
+        uplink = threading.Lock()
+
+        def pass_through(uplink: threading.Lock = uplink) -> None:
+            with uplink:
+                time.sleep(0.04)
+
+        server_of(node)._lanes.give_way = pass_through  # type: ignore[method-assign]
+
+
+Parts = list[tuple[str, int]]
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Parts:
+    """Record who is asked for a part of which chunk."""
+    asked: Parts = []
+    give_part = Exchange.give_part
+
+    def spy(self: Exchange, blob_id: str, chunk_size: int, chunk: int) -> object:
+        asked.append((self._identity.node, chunk))
+        return give_part(self, blob_id, chunk_size, chunk)
+
+    monkeypatch.setattr(Exchange, "give_part", spy)
+    return asked
+
+
+def wrong_of(cause: str) -> float:
+    return metrics.samples().get(f'weightstream_peer_failures_total{{cause="{cause}"}}', 0.0)
+
+
+def ask(node: Node, path: str, part: str) -> tuple[int, bytes]:
+    """Ask for a part of a chunk as any HTTP client would."""
+    connection = http.client.HTTPConnection("127.0.0.1", node.exchange.port, timeout=10)
+    try:
+        connection.request("GET", path, headers={"Range": part, "Priority": "bulk"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_receivers_give_each_other_what_the_home_is_slow_to_send(
+    cluster: ClusterFactory, s3: S3Server, parts: Parts, tmp_path: Path, encrypted: bool
+) -> None:
+    overrides: dict[str, object] = {}
+    if encrypted:
+        secret = tmp_path / "secret"
+        secret.write_text("0" * 64)
+        secret.chmod(0o600)
+        overrides = {"peer_encryption": "on", "cluster_secret_file": str(secret)}
+    nodes = crowd(cluster, **overrides)
+    blob, data = nodes.put(s3, SIZE)
+    slow_uplinks(nodes)
+    assert nodes.load_all(blob) == [data] * 5
+    assert nodes.origin_bytes(blob) == blob.size
+    homes = {chunk: nodes.nodes[0].exchange._relay(blob).crowd.home(chunk) for chunk in range(4)}
+    assert any(node != homes[chunk] for node, chunk in parts), "nobody asked another receiver"
+
+
+def test_a_receiver_that_passes_on_wrong_bytes_costs_one_more_trip(
+    cluster: ClusterFactory, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = crowd(cluster)
+    blob, data = nodes.put(s3, SIZE)
+    slow_uplinks(nodes)
+    lied: list[int] = []
+
+    def send_wrong(channel: Channel, flight: Flight, start: int, stop: int) -> None:
+        lied.append(start)
+        flight.wait_part(start, stop, 10.0)
+        head = f"HTTP/1.1 206 Partial Content\r\nContent-Length: {stop - start}\r\n\r\n"
+        channel.sock.sendall(head.encode() + bytes(stop - start))
+
+    monkeypatch.setattr(server_of(nodes.nodes[2]), "_send_part", send_wrong)
+    before = wrong_of("mixed")
+    assert nodes.load_all(blob) == [data] * 5
+    assert lied
+    assert wrong_of("mixed") > before
+    for node in nodes.nodes:
+        assert not node.exchange._neighbours._banned, "it may have come wrong to its sender"
+        assert not node.told.suspected
+
+
+@pytest.mark.parametrize("what", ["404", "hang up", "nothing but 102"])
+def test_what_a_receiver_does_not_give_its_home_does(
+    cluster: ClusterFactory, s3: S3Server, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    nodes = crowd(cluster)
+    blob, data = nodes.put(s3, SIZE)
+    slow_uplinks(nodes)
+    refused: list[int] = []
+
+    def refuse(channel: Channel, flight: Flight, start: int, stop: int) -> None:
+        refused.append(start)
+        if what == "404":
+            channel.sock.sendall(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n")
+        elif what == "hang up":
+            raise ConnectionResetError
+        else:
+            while True:  # until the other side has had enough
+                channel.sock.sendall(b"HTTP/1.1 102 Processing\r\n\r\n")
+                time.sleep(0.1)
+
+    monkeypatch.setattr(server_of(nodes.nodes[2]), "_send_part", refuse)
+    assert nodes.load_all(blob) == [data] * 5
+    assert refused
+    assert nodes.origin_bytes(blob) <= 1.3 * blob.size
+
+
+def test_a_home_that_ends_meanwhile_is_stood_in_for(
+    cluster: ClusterFactory, s3: S3Server, parts: Parts
+) -> None:
+    nodes = crowd(cluster)
+    blob, data = nodes.put(s3, SIZE)
+    slow_uplinks(nodes)
+    dying = nodes.nodes[4]
+    over = threading.Event()
+
+    def die() -> None:
+        while not over.wait(0.005):
+            if any(node == dying.name for node, _ in parts):
+                dying.exchange.close()
+                return
+
+    threading.Thread(target=die, daemon=True).start()
+    broken = threading.Thread(target=lambda: _load_quietly(dying, blob))
+    broken.start()
+    try:
+        assert nodes.load_all(blob, nodes.nodes[:4]) == [data] * 4
+    finally:
+        over.set()
+        broken.join(30)
+
+
+def _load_quietly(node: Node, blob: Blob) -> None:
+    with suppress(Exception):  # it is closed in the midst of it
+        node.load(blob)
+
+
+# What is sent on request
+
+
+def test_a_part_of_what_is_stored_is_sent(cluster: ClusterFactory, s3: S3Server) -> None:
+    nodes = cluster(1, chunk_size=MIB)
+    blob, data = nodes.put(s3, 2 * MIB + 77)
+    (node,) = nodes.nodes
+    assert node.load(blob) == data
+    path = f"/v1/chunk/{blob.id}/{MIB}/"
+    assert ask(node, path + "1", "bytes=5-1004") == (206, data[MIB + 5 : MIB + 1005])
+    assert ask(node, path + "2", "bytes=0-76") == (206, data[2 * MIB :])
+
+
+def test_a_part_of_what_is_not_here_is_not_brought(cluster: ClusterFactory, s3: S3Server) -> None:
+    nodes = cluster(2, chunk_size=MIB)
+    blob, data = nodes.put(s3, 4 * MIB)
+    node = nodes.nodes[0]
+    assert node.read(blob, Extent(0, MIB)) == data[:MIB]
+    sent = nodes.origin_bytes(blob)
+    absent = next(i for i in range(1, 4) if node.exchange._relay(blob).flight(i) is None)
+    assert ask(node, f"/v1/chunk/{blob.id}/{MIB}/{absent}", "bytes=0-99")[0] == 404
+    assert ask(node, f"/v1/chunk/{'0' * 32}/{MIB}/0", "bytes=0-99")[0] == 404
+    assert nodes.origin_bytes(blob) == sent
+
+
+@pytest.mark.parametrize(
+    "part",
+    ["bytes=", "bytes=5-4", "bytes=0-1048576", "bytes=-5", "bytes=0-", "bytes=a-b", "bytes=0-1,3-4",
+     "bytes=\u00b2-\u00b3", "bytes=" + "1" * 60],
+)  # fmt: skip
+def test_a_range_that_is_none_is_hung_up_on(
+    cluster: ClusterFactory, s3: S3Server, part: str
+) -> None:
+    nodes = cluster(1, chunk_size=MIB)
+    blob, data = nodes.put(s3, MIB)
+    (node,) = nodes.nodes
+    assert node.load(blob) == data
+    with pytest.raises((http.client.BadStatusLine, ConnectionError)):
+        ask(node, f"/v1/chunk/{blob.id}/{MIB}/0", part)
+    assert ask(node, f"/v1/chunk/{blob.id}/{MIB}/0", "bytes=0-9") == (206, data[:10])
+
+
+def test_a_range_beyond_the_last_chunk_is_hung_up_on(cluster: ClusterFactory, s3: S3Server) -> None:
+    nodes = cluster(1, chunk_size=MIB)
+    blob, data = nodes.put(s3, 1000)
+    (node,) = nodes.nodes
+    assert node.load(blob) == data
+    with pytest.raises((http.client.BadStatusLine, ConnectionError)):
+        ask(node, f"/v1/chunk/{blob.id}/{MIB}/0", "bytes=0-1000")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"node": 1}, {"blob": None}, {"chunk_size": "x"}, {"chunk": None}, {"receivers": []},
+     {"receivers": "ab"}, {"receivers": [1]}, {"receivers": ["n"] * 65}],
+)  # fmt: skip
+def test_a_scatter_without_sense_is_hung_up_on(
+    cluster: ClusterFactory, s3: S3Server, wrong: dict[str, object]
+) -> None:
+    nodes = cluster(1)
+    (node,) = nodes.nodes
+    message = {"node": "a", "blob": "b", "chunk_size": 1, "chunk": 0, "receivers": ["a"]} | wrong
+    connection = http.client.HTTPConnection("127.0.0.1", node.exchange.port, timeout=10)
+    connection.request("POST", "/v1/scatter", json.dumps(message))
+    with pytest.raises((http.client.BadStatusLine, ConnectionError)):
+        connection.getresponse()
+    connection.close()
+
+
+# The flight
+
+
+class Memory:
+    """A slab."""
+
+    def __init__(self, size: int) -> None:
+        self.view = memoryview(bytearray(size))
+
+    def hold(self) -> None:
+        return
+
+    def release(self) -> None:
+        return
+
+
+def running(size: int) -> Flight:
+    """Return a flight that is asked of a home."""
+    flight = Flight(Blob("s3://m/w", size, "v1"), 0, Extent(0, size))
+    flight.begin(Memory(size))  # type: ignore[arg-type]
+    flight.asking = "home"
+    return flight
+
+
+def test_blocks_may_come_in_any_order() -> None:
+    flight = running(5 * BLOCK_BYTES + 9)
+    flight.advance(BLOCK_BYTES // 2)
+    for block, position in ((2, BLOCK_BYTES // 2), (5, BLOCK_BYTES // 2), (1, BLOCK_BYTES // 2)):
+        flight.put_block(block)
+        assert flight.position == position
+    flight.put_block(0)
+    assert flight.position == 3 * BLOCK_BYTES
+    for block in (4, 3):
+        flight.put_block(block)
+    assert flight.position == 5 * BLOCK_BYTES + 9
+
+
+def test_what_lies_beyond_a_gap_may_be_passed_on() -> None:
+    flight = running(4 * BLOCK_BYTES)
+    flight.put_block(2)
+    assert flight.wait_part(2 * BLOCK_BYTES, 3 * BLOCK_BYTES, 0.0)
+    assert flight.wait_part(2 * BLOCK_BYTES + 5, 2 * BLOCK_BYTES + 6, 0.0)
+    assert not flight.wait_part(2 * BLOCK_BYTES, 3 * BLOCK_BYTES + 1, 0.0)
+    assert not flight.wait_part(BLOCK_BYTES, 3 * BLOCK_BYTES, 0.0)
+
+
+def test_what_came_before_a_flight_began_anew_is_not_there() -> None:
+    flight = running(4 * BLOCK_BYTES)
+    flight.put_block(2)
+    flight.restart()
+    assert not flight.wait_part(2 * BLOCK_BYTES, 3 * BLOCK_BYTES, 0.0)
+
+
+def test_only_bulk_of_the_home_that_says_so_is_shared() -> None:
+    scatter = Scatter("home", ("a", "b", "c"))
+    shared, other, urgent, whole = (running(BLOCK_BYTES) for _ in range(4))
+    other.asking, urgent.urgent, whole.is_whole = "another", True, True
+    for flight in (shared, other, urgent, whole):
+        flight.share(scatter)
+    assert shared.scatter == scatter
+    assert [flight.scatter for flight in (other, urgent, whole)] == [None] * 3

@@ -21,6 +21,7 @@ from weightstream.p2p.exchange.parts import Parts
 from weightstream.p2p.exchange.sinks import (
     FlightSink,
     HurryError,
+    PartsError,
     ScatteredError,
     SlowError,
     TakenError,
@@ -45,13 +46,15 @@ class Bringer:
         crowd: Crowd,
         chunk_size: int,
         view: Callable[[bool, frozenset[str]], View],
+        mixed: Callable[[], None],
     ) -> None:
         """`view` says what the schedule decides by: for urgent flights or others, and without those
-        that were left because they were slow."""
+        that were left because they were slow; `mixed` hears when a chunk came wrong in parts."""
         self._parts = parts
         self._crowd = crowd
         self._chunk_size = chunk_size
         self._view = view
+        self._mixed = mixed
 
     def bring(self, flight: Flight) -> None:
         """Bring a chunk that the caller has claimed; it lands or fails."""
@@ -87,6 +90,7 @@ class Bringer:
         if slab is None or flight.is_over:
             return False
         flight.begin(slab)
+        flight.is_whole = True  # each is asked once
         for node in sorted(having, key=lambda node: (node in crowd.slow, node)):
             flight.restart()
             try:
@@ -131,6 +135,9 @@ class Bringer:
                 return None
             except HurryError:
                 flight.urgent, tried[node] = True, tried[node] - 1
+            except PartsError as error:
+                log.info("%s; asking %s for all of it", error, node)
+                tried[node] -= 1
             except AbsentError as error:
                 log.debug("%s", error)
                 self._crowd.note(node, flight.chunk, False)
@@ -175,32 +182,35 @@ class Bringer:
         return said
 
     def _gather(self, flight: Flight, home: Member, name: ChunkName, view: memoryview) -> bytes:
-        """Bring the rest of a chunk in blocks. When that fails its home is asked once more, for all
-        of it. When it came wrong nobody is banned: whoever passed a block on may have got it wrong
-        itself."""
-        scatter = flight.scatter
+        """Bring the rest of a chunk in blocks; `PartsError` has its home asked for all of it. When
+        it came wrong nobody is banned: whoever passed a block on may have got it wrong itself."""
+        scatter, what = flight.scatter, f"{flight.blob.uri} chunk {flight.chunk}"
         assert scatter is not None
-        log.debug("%s chunk %d: the rest is shared", flight.blob.uri, flight.chunk)
+        log.debug("%s: the rest is shared", what)
         metrics.PEER_BYTES.labels("received").inc(flight.position)
         flight.is_whole = True  # the next time, if this fails
-        gathering = Gathering(flight, view, name, scatter, self._parts.me)
-        client, chunk = self._parts.client, flight.chunk
+        client, neighbours = self._parts.client, self._parts.neighbours
+        gathering = Gathering(flight, view, name, scatter, self._parts.me, neighbours)
         try:
-            gathering.bring(client, self._parts.neighbours.alive())
-            vouched = ask_digests(client, home, flight.blob.id, self._chunk_size, [chunk])
+            gathering.bring(client, neighbours.alive())
+            chunks = [flight.chunk]
+            vouched = ask_digests(client, home, flight.blob.id, self._chunk_size, chunks)
         except HurryError:
             raise
         except PeerError as error:
-            raise BrokenOffError(f"{error}; in parts") from error
-        said = vouched.digests.get(chunk)
+            raise PartsError(f"{what} did not come in parts: {error}") from error
+        said = vouched.digests.get(flight.chunk)
         if said is None:
-            raise BrokenOffError(f"peer {home.node} has let go of {flight.blob.uri} chunk {chunk}")
+            raise PartsError(f"peer {home.node} has let go of {what}")
         if blake3(view).digest() != said:
+            self._mixed()
             metrics.PEER_FAILURES.labels("mixed").inc()
-            raise BrokenOffError(f"{flight.blob.uri} chunk {chunk} came wrong from several peers")
-        published = self._parts.digest_of(flight.blob, self._chunk_size, chunk)
+            raise PartsError(f"{what} came wrong from several peers")
+        if neighbours.is_banned(home.node):
+            raise WrongError(f"peer {home.node} gave wrong bytes of another chunk")
+        published = self._parts.digest_of(flight.blob, self._chunk_size, flight.chunk)
         self._check_published(flight, home, said, published)
-        self._crowd.note(home.node, chunk, True)
+        self._crowd.note(home.node, flight.chunk, True)
         return said
 
     def _check(self, flight: Flight, member: Member, view: memoryview, said: bytes) -> None:

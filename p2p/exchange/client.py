@@ -25,6 +25,7 @@ SILENCE_S = 1.0
 _DIGEST_S = 5.0
 """The peer checks the chunk before it vouches for it."""
 _IDLE_CONNECTIONS = 16
+_REFUSAL_BYTES = 4 << 10
 
 
 class PeerError(UnavailableError):
@@ -326,6 +327,8 @@ def _broken(member: Member, error: Exception) -> PeerError:
 
 
 def _refusal(member: Member, name: ChunkName, head: Head, channel: Channel) -> _Answered:
+    if head.length > _REFUSAL_BYTES:
+        raise WireError(f"{head.status} with {head.length} bytes")
     channel.read_json(head.length)
     said = f"peer {member.node}: {name.blob.uri} chunk {name.chunk}: {head.status}"
     if head.status == 307 and (node := head.headers.get("node")):

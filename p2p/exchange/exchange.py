@@ -250,7 +250,7 @@ class Exchange:
     def give_part(self, blob_id: str, chunk_size: int, chunk: int) -> Flight | HeldChunk | None:
         """See `Home`."""
         relay = self._known(blob_id, chunk_size)
-        if relay is None or not 0 <= chunk < relay.n_chunks or self._draining:
+        if relay is None or not 0 <= chunk < relay.n_chunks:
             return None
         flight = relay.flight(chunk)
         return relay.held(chunk) if flight is None or flight.is_parked else flight
@@ -263,7 +263,7 @@ class Exchange:
 
     def scattered(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `Home`."""
-        return scattering.hear(message, self._known)
+        return scattering.hear(message, self._known, self._parts)
 
     @staticmethod
     def _is_passable(relay: Relay, flight: Flight, asked: Asked) -> bool:

@@ -91,7 +91,7 @@ class Flight:
         self.scatter: Scatter | None = None
         """Its home has said that the rest is to be shared."""
         self.is_whole = False
-        """It came wrong in parts: from now on it comes whole, from one who answers for it."""
+        """It is not to come in parts from several peers, or not once more."""
         self._blocks: set[int] = set()
         """Which blocks beyond `position` are there."""
         self.slab: Slab | None = None
@@ -181,7 +181,11 @@ class Flight:
     def wait_part(self, start: int, stop: int, timeout_s: float) -> bool:
         """Wait for the bytes from `start` to `stop`; False when time is up, or it failed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._has(start, stop) or self.is_over, timeout_s)
+            self._passing += 1
+            try:
+                self._changed.wait_for(lambda: self._has(start, stop) or self.is_over, timeout_s)
+            finally:
+                self._passing -= 1
             return self._has(start, stop)
 
     def _has(self, start: int, stop: int) -> bool:

@@ -1,5 +1,6 @@
 """To whom one chunk is being sent, and how far each of them is."""
 
+import itertools
 import threading
 import time
 
@@ -12,29 +13,42 @@ class Passing:
     def __init__(self, total_bytes: int) -> None:
         self._total_bytes = total_bytes
         self._lock = threading.Lock()
-        self._sent: dict[str, int] = {}
+        self._numbers = itertools.count()
+        self._nodes: dict[int, str] = {}
+        self._sent: dict[int, int] = {}
         self._told: set[str] = set()
         self._sum_bytes = 0
         self._began_s = 0.0
 
-    def sent(self, node: str, count: int) -> None:
-        """Say that `node` was sent the first `count` bytes."""
+    def begin(self, node: str) -> int:
+        """Say that an answer to `node` begins; return the answer's number."""
         with self._lock:
-            self._began_s = self._began_s or time.monotonic()
-            self._sum_bytes += count - self._sent.get(node, 0)
-            self._sent[node] = count
+            if not self._sent:
+                self._sum_bytes, self._began_s = 0, time.monotonic()
+            number = next(self._numbers)
+            self._nodes[number], self._sent[number] = node, 0
+            return number
 
-    def ended(self, node: str) -> None:
-        """Say that it is not being sent to `node` any more."""
+    def sent(self, number: int, count: int) -> None:
+        """Say that an answer has come to `count` bytes."""
         with self._lock:
-            self._sent.pop(node, None)
+            self._sum_bytes += count - self._sent[number]
+            self._sent[number] = count
+
+    def end(self, number: int) -> None:
+        """Say that an answer is over, whatever came of it."""
+        with self._lock:
+            del self._nodes[number], self._sent[number]
 
     def scatter(self) -> tuple[str, ...]:
         """Return who is to share the rest among themselves, each once; nobody: all goes well."""
         with self._lock:
             seconds = time.monotonic() - self._began_s
             rate_bytes_s = self._sum_bytes / seconds if seconds > 0 else 0.0
-            sent = {node: count for node, count in self._sent.items() if node not in self._told}
+            sent: dict[str, int] = {}
+            for number, node in self._nodes.items():
+                if node not in self._told:
+                    sent[node] = min(self._sent[number], sent.get(node, self._total_bytes))
             receivers = scattered(sent, self._total_bytes, rate_bytes_s)
             self._told.update(receivers)
             return receivers

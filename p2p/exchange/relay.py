@@ -34,6 +34,8 @@ class Relay:
         self.crowd = Crowd(parts.me, parts.may_read(blob), blob.id, self.n_chunks)
         self.used_s = time.monotonic()
         self.asks_to_take = False
+        self.is_mixed = False
+        """A chunk came wrong from several peers: from now on each comes whole."""
         self._parts = parts
         self._next_given = 0
         self._let_go: set[int] = set()
@@ -44,7 +46,7 @@ class Relay:
         self._flights: dict[int, Flight] = {}
         self.carried: Carried | None = None
         """The swarm of it, where this node takes part in one."""
-        self._bringer = Bringer(parts, self.crowd, chunk_size, self.view)
+        self._bringer = Bringer(parts, self.crowd, chunk_size, self.view, self._note_mixed)
         self._here = Here(blob, chunk_size, parts.store, lambda: self.carried)
 
     def chunk(self, i: int) -> Extent:
@@ -352,6 +354,9 @@ class Relay:
             self._parts.gate.want(flight)
         elif flight.claim():
             self._bringer.bring(flight)
+
+    def _note_mixed(self) -> None:
+        self.is_mixed = True
 
     def bring_held(self, flight: Flight) -> bool:
         """See `Bringer.bring_held`."""

@@ -14,6 +14,7 @@ from weightstream.p2p.exchange.flights import Flight, Scatter
 from weightstream.p2p.exchange.parts import Parts
 from weightstream.p2p.exchange.relay import Relay
 from weightstream.p2p.exchange.wire import WireError
+from weightstream.p2p.members import Member
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,9 @@ _MOST_RECEIVERS = 64
 def scatter(parts: Parts, relay: Relay, flight: Flight, receivers: tuple[str, ...]) -> None:
     """Tell all receivers, at once; returns before they have heard it. In meshes only: in a tree
     each receiver has others behind it, whom it has to send as much."""
-    if not relay.crowd.is_mesh:
+    alive = parts.neighbours.alive()
+    receivers = tuple(node for node in receivers if node in alive)[:_MOST_RECEIVERS]
+    if not receivers or not relay.crowd.is_mesh:
         return
     log.debug("%s chunk %d: shared by %s", flight.blob.uri, flight.chunk, ", ".join(receivers))
     message = {
@@ -35,14 +38,12 @@ def scatter(parts: Parts, relay: Relay, flight: Flight, receivers: tuple[str, ..
     }
     for node in receivers:
         threading.Thread(
-            target=_tell, args=(parts, node, message), daemon=True, name="weightstream-scatter"
-        ).start()
+            target=_tell, args=(parts, alive[node], message), daemon=True,
+            name="weightstream-scatter",
+        ).start()  # fmt: skip
 
 
-def _tell(parts: Parts, node: str, message: Mapping[str, Any]) -> None:
-    member = parts.neighbours.alive().get(node)
-    if member is None:
-        return
+def _tell(parts: Parts, member: Member, message: Mapping[str, Any]) -> None:
     try:
         parts.client.tell(member, "/v1/scatter", message)
     except (PeerError, WireError) as error:
@@ -50,10 +51,10 @@ def _tell(parts: Parts, node: str, message: Mapping[str, Any]) -> None:
 
 
 def hear(
-    message: Mapping[str, Any], known: Callable[[str, int], Relay | None]
+    message: Mapping[str, Any], known: Callable[[str, int], Relay | None], parts: Parts
 ) -> Mapping[str, Any]:
-    """Have a chunk's rest gathered, if it comes from whoever says so; raises WireError for a
-    message that makes no sense."""
+    """Have a chunk's rest gathered, if it comes from whoever says so, in a mesh of which all are
+    members; raises WireError for a message that makes no sense."""
     names = ("node", "blob", "chunk_size", "chunk", "receivers")
     node, blob, chunk_size, chunk, receivers = (message.get(name) for name in names)
     if not isinstance(node, str) or not isinstance(blob, str):
@@ -65,7 +66,11 @@ def hear(
     if not all(isinstance(receiver, str) for receiver in receivers):
         raise WireError("a scatter with odd receivers")
     relay = known(blob, chunk_size)
-    flight = relay.flight(chunk) if relay is not None else None
-    if flight is not None:
+    if relay is None or not relay.crowd.is_mesh or relay.is_mixed:
+        return {}
+    members = {parts.me, *parts.neighbours.alive()}
+    is_sound = parts.me in receivers and len(set(receivers)) == len(receivers)
+    flight = relay.flight(chunk)
+    if flight is not None and is_sound and members.issuperset(receivers):
         flight.share(Scatter(node, tuple(receivers)))
     return {}

@@ -269,7 +269,6 @@ class Server:
         try:
             channel.sock.sendall(answer(206, "Partial Content", {}, stop - start), *_more(channel))
             self._send_some(channel, slab.view, start, stop, fault=False)
-            metrics.PEER_BYTES.labels("sent").inc(stop - start)
         finally:
             slab.release()
 
@@ -285,15 +284,17 @@ class Server:
         if slab is None:
             channel.sock.sendall(answer(503, "Service Unavailable", {}, 0))
             return
-        sent = 0
+        passing = None if asked.fault else flight.passing.begin(asked.node)
         try:
             channel.sock.sendall(answer(200, "OK", {}, total + 32), *_more(channel))
+            sent = 0
             while sent < total:
                 with self._turn(asked.fault):
-                    sent = self._send_some(channel, slab.view, sent, count, asked.fault)
-                if not asked.fault:
-                    self._passed(flight, asked.node, sent)
-                count = sent
+                    stop = min(count, sent + _PIECE_BYTES)
+                    sent = self._send_some(channel, slab.view, sent, stop, asked.fault)
+                if passing is not None:
+                    flight.passing.sent(passing, sent)
+                    self._help(flight)
                 while sent < total and count <= sent:
                     count = flight.wait_beyond(sent, _SEND_S, local=False)
                     ended = count == sent and flight.is_over
@@ -304,13 +305,12 @@ class Server:
                 raise WireError(f"{flight.blob.uri} chunk {flight.chunk} was not right")
             channel.sock.sendall(flight.digest)
         finally:
-            metrics.PEER_BYTES.labels("sent").inc(sent)
-            flight.passing.ended(asked.node)
+            if passing is not None:
+                flight.passing.end(passing)
             slab.release()
 
-    def _passed(self, flight: Flight, node: str, sent: int) -> None:
-        """Note how far a receiver is; have them share the rest when this uplink is behind."""
-        flight.passing.sent(node, sent)
+    def _help(self, flight: Flight) -> None:
+        """Have receivers share the rest of a chunk when this node's uplink is behind."""
         if flight.state is FlightState.LANDED and (receivers := flight.passing.scatter()):
             self._home.scatter(flight, receivers)
 
@@ -331,6 +331,7 @@ class Server:
                 self._lanes.give_way()
             step = min(_PIECE_BYTES, count - sent)
             channel.sock.sendall(view[sent : sent + step])
+            metrics.PEER_BYTES.labels("sent").inc(step)
             sent += step
         return sent
 
@@ -369,7 +370,8 @@ def _chunk_of(path: str) -> tuple[str, int, int]:
 
 def _part_of(text: str, chunk_size: int) -> tuple[int, int]:
     first, _, last = text.removeprefix("bytes=").partition("-")
-    if not (text.isascii() and first.isdigit() and last.isdigit()) or len(text) > 40:
+    is_range = text.startswith("bytes=") and text.isascii() and first.isdigit() and last.isdigit()
+    if not is_range or len(text) > 40:
         raise WireError(f"bad range {text[:40]!r}")
     start, stop = int(first), int(last) + 1
     if not start < stop <= chunk_size:

@@ -27,6 +27,10 @@ class ScatteredError(PeerError):
     """The rest of a chunk is to be shared with others who want it."""
 
 
+class PartsError(PeerError):
+    """What several peers gave of a chunk is not all of it, or not right."""
+
+
 class TakenError(PeerError):
     """This node has taken over a chunk that it waits for."""
 

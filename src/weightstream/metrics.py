@@ -49,7 +49,8 @@ PEER_BYTES = Counter(
 )
 PEER_FAILURES = Counter(
     "weightstream_peer_failures_total",
-    "Answers of peers that did not come (broken) or were wrong; files that came wrong (refuted).",
+    "Answers of peers that did not come (broken) or were wrong; chunks that came wrong from "
+    "several (mixed), or were not what was published (unpublished); files that came wrong (refuted).",
     ["cause"],
 )
 

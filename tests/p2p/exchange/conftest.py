@@ -74,7 +74,7 @@ class Node:
         step, done = 2 * self.settings.chunk_size, 0
         while done < len(into):
             part = into[done : done + step]
-            attempt = Attempt(lambda count: None)
+            attempt = Attempt(lambda count: None, lambda: urgent)
             self.exchange.read_into(blob, wanted.start + done, part, attempt)
             done += len(part)
         return bytes(into)

@@ -50,7 +50,7 @@ PEER_BYTES = Counter(
 PEER_FAILURES = Counter(
     "weightstream_peer_failures_total",
     "Answers of peers that did not come (broken) or were wrong; chunks that came wrong from "
-    "several (mixed), or were not what was published (unpublished); files that came wrong (refuted).",
+    "several (mixed) or otherwise than published (unpublished); files that came wrong (refuted).",
     ["cause"],
 )
 

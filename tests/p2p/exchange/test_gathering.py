@@ -13,6 +13,7 @@ from tests.p2p.exchange.conftest import MIB, Cluster, ClusterFactory, Node
 
 from weightstream import metrics
 from weightstream.cachefs.blob import Blob, Extent
+from weightstream.errors import LoadCancelled
 from weightstream.p2p.exchange import Exchange
 from weightstream.p2p.exchange.flights import Flight, Scatter
 from weightstream.p2p.exchange.passing import Passing
@@ -36,13 +37,21 @@ def slow_uplinks(nodes: Cluster) -> None:
     """Let each node send 256 KiB in 40 ms, all its connections together: a home is far behind when
     it has a chunk."""
     for node in nodes.nodes:
-        uplink = threading.Lock()
+        server_of(node)._lanes.give_way = Uplink().wait  # type: ignore[method-assign]
 
-        def pass_through(uplink: threading.Lock = uplink) -> None:
-            with uplink:
-                time.sleep(0.04)
 
-        server_of(node)._lanes.give_way = pass_through  # type: ignore[method-assign]
+class Uplink:
+    """Lets one piece after the other through, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free_s = 0.0
+
+    def wait(self) -> None:
+        with self._lock:
+            self._free_s = max(time.monotonic(), self._free_s) + 0.04
+            free_s = self._free_s
+        time.sleep(max(0.0, free_s - time.monotonic()))
 
 
 Parts = list[tuple[str, bool]]
@@ -168,32 +177,26 @@ def test_a_home_that_ends_meanwhile_is_stood_in_for(
     nodes = crowd(cluster)
     blob, data = nodes.put(s3, SIZE)
     slow_uplinks(nodes)
-    dying = nodes.nodes[4]
-    over = threading.Event()
+    results: dict[str, bytes] = {}
 
-    died: list[bool] = []
+    def load(node: Node) -> None:
+        with suppress(LoadCancelled):  # it is closed in the midst of it
+            results[node.name] = node.load(blob)
 
-    def die() -> None:
-        while not over.wait(0.005):
-            if (dying.name, True) in parts:
-                died.append(True)
-                dying.exchange.close()
-                return
-
-    threading.Thread(target=die, daemon=True).start()
-    broken = threading.Thread(target=lambda: _load_quietly(dying, blob))
-    broken.start()
-    try:
-        assert nodes.load_all(blob, nodes.nodes[:4]) == [data] * 4
-    finally:
-        over.set()
-        broken.join(30)
-    assert died
-
-
-def _load_quietly(node: Node, blob: Blob) -> None:
-    with suppress(Exception):  # it is closed in the midst of it
-        node.load(blob)
+    loaders = [threading.Thread(target=load, args=(node,)) for node in nodes.nodes]
+    for loader in loaders:
+        loader.start()
+    while any(loader.is_alive() for loader in loaders):
+        homes = {name for name, from_origin in parts if from_origin}
+        if dying := next((node for node in nodes.nodes if node.name in homes), None):
+            dying.exchange.close()
+            break
+        time.sleep(0.005)
+    assert dying is not None, "nobody asked a home for a part"
+    for loader in loaders:
+        loader.join(60)
+    living = [node.name for node in nodes.nodes if node is not dying]
+    assert [results.get(name) for name in living] == [data] * 4
 
 
 # What is sent on request

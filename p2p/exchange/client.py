@@ -13,7 +13,7 @@ from weightstream.cachefs.blob import Blob
 from weightstream.errors import UnavailableError
 from weightstream.p2p.exchange.lanes import Lanes
 from weightstream.p2p.exchange.paces import Paces
-from weightstream.p2p.exchange.windows import BULK_BYTES, receive_window
+from weightstream.p2p.exchange.windows import BULK_BYTES, FAULT_BYTES, receive_window
 from weightstream.p2p.exchange.wire import Channel, Head, WireError, request
 from weightstream.p2p.identity import PEER_NAME, Identity
 from weightstream.p2p.members import Member
@@ -116,7 +116,9 @@ class PeerClient:
         """
         headers = {"Priority": "fault" if fault else "bulk"} | ({"Stand-In": "1"} if insist else {})
         with self._asking(member, "GET", name.path, headers) as channel:
-            if not fault:
+            if fault:
+                channel.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, FAULT_BYTES)
+            else:
                 self._set_window(member, channel)
                 sink.began(channel.shut)
             try:
@@ -196,7 +198,9 @@ class PeerClient:
             self.paces.got(node, count)
             self.received_bytes += count  # threads may lose one another's: it only must grow
             sink.advance(count)
-            if not fault:
+            if fault:
+                self._lanes.moves()
+            else:
                 self._lanes.give_way()
 
         return advance

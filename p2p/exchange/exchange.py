@@ -22,7 +22,7 @@ from weightstream.cachefs.fetch.source import Source, Transfer
 from weightstream.cachefs.origin import Checksum
 from weightstream.cachefs.store import Store
 from weightstream.errors import LoadCancelled, UsageError
-from weightstream.p2p.exchange import scattering
+from weightstream.p2p.exchange import holding, scattering
 from weightstream.p2p.exchange.bulk import Bulk, Planned
 from weightstream.p2p.exchange.carrier import Carrier, carry
 from weightstream.p2p.exchange.client import PeerClient
@@ -95,7 +95,7 @@ class Exchange:
         self._client = PeerClient(identity, receiving)
         self._gate = Gate(
             self._bulk, self._shelf, receiving, self._client.paces, sources, settings.deadline_s,
-            self._streams, self._bring_held,
+            self._streams, self._bring_held, self._hold_others,
         )  # fmt: skip
         self._neighbours = Neighbours(
             lambda: self._membership.members() if self._membership else (), self._client
@@ -265,6 +265,11 @@ class Exchange:
         """See `Home`."""
         return scattering.hear(message, self._known, self._parts)
 
+    def hold(self, message: Mapping[str, Any]) -> None:
+        """See `Home`."""
+        if holding.is_of_a_home(message, self._known, self._parts):
+            self._gate.hold()
+
     @staticmethod
     def _is_passable(relay: Relay, flight: Flight, asked: Asked) -> bool:
         """Say that a peer may wait on it: not when this node has asked that very peer for it."""
@@ -331,6 +336,11 @@ class Exchange:
         relay = self._known(flight.blob.id, self._settings.chunk_size)
         if relay is not None:
             relay.forget(flight)
+
+    def _hold_others(self, flight: Flight) -> None:
+        relay = self._known(flight.blob.id, self._settings.chunk_size)
+        if relay is not None:
+            holding.hold_others(self._parts, relay)
 
     def _bring_held(self, flight: Flight) -> bool:
         relay = self._known(flight.blob.id, self._settings.chunk_size)

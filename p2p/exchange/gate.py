@@ -56,14 +56,17 @@ class Gate:
         deadline_s: float,
         streams: Callable[[], int],
         from_holders: Callable[[Flight], bool] = lambda flight: False,
+        hold_others: Callable[[Flight], None] = lambda flight: None,
     ) -> None:
-        """`from_holders` has peers bring a chunk that the origin did not give; False: none did."""
+        """`from_holders` has peers bring a chunk that the origin did not give; False: none did.
+        `hold_others` has them read no bulk for a moment, while this node reads a fault."""
         self._work = work
         self._shelf = shelf
         self._lanes = lanes
         self._source_of = source_of
         self._streams = streams
         self._from_holders = from_holders
+        self._hold_others = hold_others
         self._changed = threading.Condition()
         self._queue: deque[Flight] = deque()
         self._threads = 0
@@ -98,6 +101,10 @@ class Gate:
     def look(self) -> None:
         """See `OriginReader.look`."""
         self._reader.look()
+
+    def hold(self) -> None:
+        """Read no bulk for a moment: see `Hold`."""
+        self._reader.hold.begin()
 
     @property
     def read_bytes(self) -> int:
@@ -177,6 +184,7 @@ class Gate:
         with self._faults:
             if flight.state is FlightState.QUEUED and not self._closed:
                 flight.urgent = True
+                self._hold_others(flight)
                 with self._lanes.fault():
                     self.read(flight)
 

@@ -12,6 +12,7 @@ from weightstream.cachefs.fetch.retry import delay_s
 from weightstream.cachefs.fetch.source import Source
 from weightstream.errors import LoadCancelled, WeightstreamError
 from weightstream.p2p.exchange.flights import Flight
+from weightstream.p2p.exchange.hold import Hold
 from weightstream.p2p.exchange.lanes import Lanes
 from weightstream.p2p.exchange.paces import Paces
 from weightstream.p2p.schedule import ORIGIN, is_slow
@@ -22,7 +23,7 @@ _STEP_BYTES = 128 << 10
 """How soon what comes is passed on. In steps of 1 MiB a home on a slow link seemed dead: with 8
 nodes on 100 Mbit/s a step took 0.7 s, and seconds when the origin's streams were unfair."""
 _STARVED_TIMES = 2.0
-_FAULT_LATE_S, _SPLIT = 0.8, 4
+_FAULT_LATE_S, _SPLIT = 0.4, 4
 
 
 class OriginReader:
@@ -44,6 +45,8 @@ class OriginReader:
         self._reading: set[_Reading] = set()
         self._starved: set[_Reading] = set()
         self._closed = False
+        self.hold = Hold()
+        """Bulk waits for it."""
         self.read_bytes = 0
 
     def look(self) -> None:
@@ -129,8 +132,11 @@ class OriginReader:
             self._paces.got(ORIGIN, count)
             self.read_bytes += count
             metrics.PEER_BYTES.labels("origin").inc(count)
-            if not flight.urgent:
+            if flight.urgent:
+                self._lanes.moves()
+            else:
                 self._lanes.give_way()
+                self.hold.wait()
 
         attempt = _Reading(advance, lambda: flight.urgent, _STEP_BYTES)
         attempt.shares_link = self._shares_link()

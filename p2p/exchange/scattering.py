@@ -5,16 +5,14 @@ POST /v1/scatter  ────────────────────> 
 """
 
 import logging
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from weightstream.p2p.exchange.client import PeerError
 from weightstream.p2p.exchange.flights import Flight, Scatter
 from weightstream.p2p.exchange.parts import Parts
 from weightstream.p2p.exchange.relay import Relay
+from weightstream.p2p.exchange.telling import tell_all
 from weightstream.p2p.exchange.wire import WireError
-from weightstream.p2p.members import Member
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +34,7 @@ def scatter(parts: Parts, relay: Relay, flight: Flight, receivers: tuple[str, ..
         "chunk": flight.chunk,
         "receivers": receivers,
     }
-    for node in receivers:
-        threading.Thread(
-            target=_tell, args=(parts, alive[node], message), daemon=True,
-            name="weightstream-scatter",
-        ).start()  # fmt: skip
-
-
-def _tell(parts: Parts, member: Member, message: Mapping[str, Any]) -> None:
-    try:
-        parts.client.tell(member, "/v1/scatter", message)
-    except (PeerError, WireError) as error:
-        log.debug("%s: it is sent all of the chunk", error)
+    tell_all(parts.client, [alive[node] for node in receivers], "/v1/scatter", message)
 
 
 def hear(

@@ -33,6 +33,8 @@ _HANDSHAKE_S = 5.0
 _SEND_S = 20.0
 _MOST_CONNECTIONS = 1024
 _PIECE_BYTES = 256 << 10
+_DRAIN_S = 0.15
+"""Bulk waits for so long until a fault's bytes are out of the kernel: they share its queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,10 @@ class Home(Protocol):
 
     def give_part(self, blob_id: str, chunk_size: int, chunk: int) -> Flight | Held | None:
         """Return a chunk on its way or in the store; nothing is begun for it."""
+        ...
+
+    def hold(self, message: Mapping[str, Any]) -> None:
+        """Hear that another home reads a fault; raises WireError for a message without sense."""
         ...
 
     def scatter(self, flight: Flight, receivers: tuple[str, ...]) -> None:
@@ -198,6 +204,9 @@ class Server:
             _send_json(channel, self._home.take(channel.read_json(head.length)))
         elif method == "POST" and path == "/v1/scatter":
             _send_json(channel, self._home.scattered(channel.read_json(head.length)))
+        elif method == "POST" and path == "/v1/hold":
+            self._home.hold(channel.read_json(head.length))
+            _send_json(channel, {})
         elif method == "POST" and path == "/v1/leave":
             self._home.left(channel.read_json(head.length))
             _send_json(channel, {})
@@ -234,6 +243,8 @@ class Server:
                 channel.sock.sendall(head, *_more(channel))
                 held.send(channel, (lambda: None) if fault else self._lanes.give_way)
                 channel.sock.sendall(held.digest)
+                if fault:
+                    channel.drain(_DRAIN_S)
             metrics.PEER_BYTES.labels("sent").inc(held.length)
         finally:
             held.close()
@@ -304,6 +315,9 @@ class Server:
             if not over or not flight.digest or flight.generation != generation:
                 raise WireError(f"{flight.blob.uri} chunk {flight.chunk} was not right")
             channel.sock.sendall(flight.digest)
+            if asked.fault:
+                with self._lanes.fault():
+                    channel.drain(_DRAIN_S)
         finally:
             if passing is not None:
                 flight.passing.end(passing)

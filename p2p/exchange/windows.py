@@ -9,6 +9,10 @@ for a shorter time, they are large.
 
 BULK_BYTES = 128 << 10
 """The most, and what those get that see no faults. The kernel doubles it."""
+FAULT_BYTES = 208 << 10
+"""What a fault gets, on a connection that bulk may have had before: on one of 16 KiB a chunk of 1
+MiB took 0.7 s behind a sender's queue of 40 ms. More than `net.core.rmem_max` of most machines is
+not given."""
 _LEAST_BYTES = 16 << 10
 _LEAST_SEGMENTS = 8
 """A window of less than a segment stalls a sender for 200 ms at a time: over the loopback device,

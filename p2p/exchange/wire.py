@@ -7,10 +7,12 @@ by byte no longer than `HEAD_S`.
 """
 
 import contextlib
+import fcntl
 import json
 import socket
 import ssl
 import struct
+import termios
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ _MOST_BRACKETS = 64
 _STEP_BYTES = 512 << 10
 _WAKE_BYTES = 256 << 10
 _MOST_WAITS = 32
+_DRAIN_LOOK_S = 0.005
 _TCP_NOTSENT_LOWAT = 25
 _UNSENT_BYTES = 128 << 10
 """How much of a bulk answer may lie in the kernel unsent: what a fault has to wait behind."""
@@ -179,6 +182,14 @@ class Channel:
         if self.is_plain and count != self._wakes_after:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
             self._wakes_after = count
+
+    def drain(self, seconds: float) -> None:
+        """Wait until the other side's kernel has all that was sent, so long at most."""
+        until_s = time.monotonic() + seconds
+        while any(fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, bytes(4))):
+            if time.monotonic() > until_s:
+                return
+            time.sleep(_DRAIN_LOOK_S)
 
     def shut(self) -> None:
         """Wake who waits on it, with an error; from any thread."""

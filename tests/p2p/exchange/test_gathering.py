@@ -186,6 +186,7 @@ def test_a_home_that_ends_meanwhile_is_stood_in_for(
     loaders = [threading.Thread(target=load, args=(node,)) for node in nodes.nodes]
     for loader in loaders:
         loader.start()
+    dying: Node | None = None
     while any(loader.is_alive() for loader in loaders):
         homes = {name for name, from_origin in parts if from_origin}
         if dying := next((node for node in nodes.nodes if node.name in homes), None):

@@ -265,6 +265,11 @@ class Exchange:
         """See `Home`."""
         return scattering.hear(message, self._known, self._parts)
 
+    @property
+    def is_late(self) -> bool:
+        """See `Home`."""
+        return self._gate.is_idle
+
     def hold(self, message: Mapping[str, Any]) -> None:
         """See `Home`."""
         if holding.is_of_a_home(message, self._known, self._parts):

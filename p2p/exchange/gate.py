@@ -75,6 +75,8 @@ class Gate:
         self._resorts = threading.BoundedSemaphore(_MOST_RESORTS)
         self._reader = OriginReader(lanes, paces, deadline_s, lambda: streams() == 1)
         self._closed = False
+        self.is_idle = True
+        """There is nothing to read: what this node is late with is all that is left."""
 
     def want(self, flight: Flight) -> None:
         """Read a queued flight as soon as its turn comes: before what nobody waits for."""
@@ -164,9 +166,11 @@ class Gate:
                     return None
             flight = flight or self._work.next_own()
             if flight is not None:
+                self.is_idle = False
                 return flight
             if self._work.take():
                 continue
+            self.is_idle = True
             with self._changed:
                 left_s = idle_until_s - time.monotonic()
                 if seen == self._events and (left_s <= 0 or not self._changed.wait(left_s)):

@@ -15,11 +15,13 @@ class Hold:
     def __init__(self) -> None:
         self._until_s = float("-inf")
 
-    def begin(self) -> None:
-        """Hold, unless the last one was a moment ago."""
+    def begin(self) -> bool:
+        """Hold, unless the last one was a moment ago: say whether."""
         now_s = time.monotonic()
-        if now_s > self._until_s + _REST_S:
+        is_due = now_s > self._until_s + _REST_S
+        if is_due:
             self._until_s = now_s + _HOLD_S
+        return is_due
 
     def wait(self) -> None:
         """Wait until it is over."""

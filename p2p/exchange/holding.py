@@ -22,7 +22,7 @@ from weightstream.p2p.exchange.wire import WireError
 
 def hold_others(parts: Parts, relay: Relay) -> None:
     """Have the other homes hold their bulk. In meshes only: of more there are too many to tell."""
-    if not relay.crowd.is_mesh:
+    if not relay.crowd.is_mesh or not relay.holds.begin():
         return
     alive = parts.neighbours.alive()
     homes = [alive[node] for node in relay.crowd.nodes if node in alive]

@@ -17,6 +17,7 @@ from weightstream.p2p.exchange.client import PeerError
 from weightstream.p2p.exchange.crowds import Crowd
 from weightstream.p2p.exchange.flights import Flight, FlightState
 from weightstream.p2p.exchange.here import Here
+from weightstream.p2p.exchange.hold import Hold
 from weightstream.p2p.exchange.parts import Parts
 from weightstream.p2p.exchange.server import HeldChunk
 from weightstream.p2p.exchange.vouching import Vouched, ask_digests
@@ -34,6 +35,8 @@ class Relay:
         self.crowd = Crowd(parts.me, parts.may_read(blob), blob.id, self.n_chunks)
         self.used_s = time.monotonic()
         self.asks_to_take = False
+        self.holds = Hold()
+        """What the other homes were told last."""
         self.is_mixed = False
         """A chunk came wrong from several peers: from now on each comes whole."""
         self._parts = parts

@@ -13,6 +13,7 @@ from weightstream.p2p.exchange.parts import Parts
 from weightstream.p2p.exchange.relay import Relay
 from weightstream.p2p.exchange.telling import tell_all
 from weightstream.p2p.exchange.wire import WireError
+from weightstream.p2p.schedule import LEAST_RECEIVERS
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def scatter(parts: Parts, relay: Relay, flight: Flight, receivers: tuple[str, ..
     each receiver has others behind it, whom it has to send as much."""
     alive = parts.neighbours.alive()
     receivers = tuple(node for node in receivers if node in alive)[:_MOST_RECEIVERS]
-    if not receivers or not relay.crowd.is_mesh:
+    if len(receivers) < LEAST_RECEIVERS or not relay.crowd.is_mesh:
         return
     log.debug("%s chunk %d: shared by %s", flight.blob.uri, flight.chunk, ", ".join(receivers))
     message = {

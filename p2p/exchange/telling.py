@@ -23,5 +23,9 @@ def tell_all(
         except (PeerError, WireError) as error:
             log.debug("%s was not told %s: %s", member.node, path, error)
 
-    for member in members:
-        threading.Thread(target=tell, args=(member,), daemon=True, name="weightstream-tell").start()
+    try:
+        for member in members:
+            name = "weightstream-tell"
+            threading.Thread(target=tell, args=(member,), daemon=True, name=name).start()
+    except RuntimeError as error:  # no more threads: what this is for goes on without
+        log.warning("not all members were told %s: %s", path, error)

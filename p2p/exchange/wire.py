@@ -28,7 +28,7 @@ _MOST_BRACKETS = 64
 _STEP_BYTES = 512 << 10
 _WAKE_BYTES = 256 << 10
 _MOST_WAITS = 32
-_DRAIN_LOOK_S = 0.005
+_DRAIN_LOOK_S = 0.0003
 _TCP_NOTSENT_LOWAT = 25
 _UNSENT_BYTES = 128 << 10
 """How much of a bulk answer may lie in the kernel unsent: what a fault has to wait behind."""
@@ -185,11 +185,12 @@ class Channel:
 
     def drain(self, seconds: float) -> None:
         """Wait until the other side's kernel has all that was sent, so long at most."""
-        until_s = time.monotonic() + seconds
-        while any(fcntl.ioctl(self.sock.fileno(), termios.TIOCOUTQ, bytes(4))):
-            if time.monotonic() > until_s:
+        until_s, look_s = time.monotonic() + seconds, _DRAIN_LOOK_S
+        while (fd := self.sock.fileno()) >= 0 and time.monotonic() < until_s:
+            if not any(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4))):
                 return
-            time.sleep(_DRAIN_LOOK_S)
+            time.sleep(look_s)
+            look_s = min(2 * look_s, 16 * _DRAIN_LOOK_S)
 
     def shut(self) -> None:
         """Wake who waits on it, with an error; from any thread."""

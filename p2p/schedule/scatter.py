@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 BLOCK_BYTES = 256 << 10
 """11 ms on a link of 200 Mbit/s: what a block waits for before it is passed on."""
-_LEAST_RECEIVERS = 3
+LEAST_RECEIVERS = 3
 _WORTH_S = 0.3
 """What it has to save: messages and requests cost some 50 ms."""
 
@@ -27,7 +27,7 @@ def scattered(sent: Mapping[str, int], total_bytes: int, rate_bytes_s: float) ->
     """
     rests = {node: total_bytes - count for node, count in sent.items()}
     receivers = sorted(node for node, rest in rests.items() if rest > BLOCK_BYTES)
-    if len(receivers) < _LEAST_RECEIVERS or rate_bytes_s <= 0:
+    if len(receivers) < LEAST_RECEIVERS or rate_bytes_s <= 0:
         return ()
     left = [rests[node] for node in receivers]
     # scattered, it leaves this uplink once, and each receiver's about as often

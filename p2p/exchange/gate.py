@@ -168,9 +168,9 @@ class Gate:
             if flight is not None:
                 self.is_idle = False
                 return flight
+            self.is_idle = True
             if self._work.take():
                 continue
-            self.is_idle = True
             with self._changed:
                 left_s = idle_until_s - time.monotonic()
                 if seen == self._events and (left_s <= 0 or not self._changed.wait(left_s)):

@@ -1,4 +1,4 @@
-"""Faults before bulk, at the sender and at the receiver.
+"""Faults before bulk, at the sender and at the receiver, and at the origin: see `Hold`.
 
 A reader that waits for one chunk must not queue behind the gigabytes of a load. So as long as a
 fault's bytes are going out (or coming in), bulk pauses between two pieces. Only while bytes move:
@@ -20,6 +20,12 @@ node with faults that nobody held was done after 1.45 to 1.61 of the bound, with
 
 _LONGEST_S = 1.0
 """Whoever waits for a piece of bulk gives its sender up after two seconds."""
+
+_HOLD_S = 0.15
+"""What is on its way when it begins takes 40 ms to drain from a queue of 1 MB at 200 Mbit/s, and a
+fault's chunk of 1 MiB 45 ms more. With 0.1 s faults took 0.4 s in the median, with 0.15 0.2."""
+_REST_S = 0.1
+"""Bulk goes on for so long between two: it has two fifths of the time at worst."""
 
 
 class Lanes:
@@ -59,3 +65,26 @@ class Lanes:
         while self._faults and (left_s := min(self._until_s, longest_s) - time.monotonic()) > 0:
             with self._changed:
                 self._changed.wait_for(lambda: not self._faults, left_s)
+
+
+class Hold:
+    """A pause of this node's bulk from the origin, while another node reads a fault.
+
+    Thread-safe; see `holding`."""
+
+    def __init__(self) -> None:
+        self._until_s = float("-inf")
+
+    def begin(self) -> bool:
+        """Hold, unless the last one was a moment ago: say whether."""
+        now_s = time.monotonic()
+        is_due = now_s > self._until_s + _REST_S
+        if is_due:
+            self._until_s = now_s + _HOLD_S
+        return is_due
+
+    def wait(self) -> None:
+        """Wait until it is over."""
+        left_s = self._until_s - time.monotonic()
+        if left_s > 0:
+            time.sleep(left_s)

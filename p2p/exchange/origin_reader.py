@@ -12,8 +12,7 @@ from weightstream.cachefs.fetch.retry import delay_s
 from weightstream.cachefs.fetch.source import Source
 from weightstream.errors import LoadCancelled, WeightstreamError
 from weightstream.p2p.exchange.flights import Flight
-from weightstream.p2p.exchange.hold import Hold
-from weightstream.p2p.exchange.lanes import Lanes
+from weightstream.p2p.exchange.lanes import Hold, Lanes
 from weightstream.p2p.exchange.paces import Paces
 from weightstream.p2p.schedule import ORIGIN, is_slow
 
@@ -24,6 +23,7 @@ _STEP_BYTES = 128 << 10
 nodes on 100 Mbit/s a step took 0.7 s, and seconds when the origin's streams were unfair."""
 _STARVED_TIMES = 2.0
 _FAULT_LATE_S, _FAULT_S_PER_MIB, _SPLIT = 0.35, 0.05, 4
+"""With other homes on hold 1 MiB takes 0.1 to 0.2 s at 200 Mbit/s: after 0.4 it is late."""
 
 
 class OriginReader:

@@ -17,7 +17,7 @@ from weightstream.p2p.exchange.client import PeerError
 from weightstream.p2p.exchange.crowds import Crowd
 from weightstream.p2p.exchange.flights import Flight, FlightState
 from weightstream.p2p.exchange.here import Here
-from weightstream.p2p.exchange.hold import Hold
+from weightstream.p2p.exchange.lanes import Hold
 from weightstream.p2p.exchange.parts import Parts
 from weightstream.p2p.exchange.server import HeldChunk
 from weightstream.p2p.exchange.vouching import Vouched, ask_digests

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 BLOCK_BYTES = 256 << 10
 """11 ms on a link of 200 Mbit/s: what a block waits for before it is passed on."""
 LEAST_RECEIVERS = 3
+"""Two would send each other half of what the home sends both: nothing is gained."""
 _WORTH_S = 0.3
 """What it has to save: messages and requests cost some 50 ms."""
 

@@ -14,9 +14,8 @@ from tests.kit.s3 import S3Server
 from tests.p2p.exchange.conftest import MIB, ClusterFactory, Node
 
 from weightstream.cachefs.blob import Blob, Extent
-from weightstream.p2p.exchange import Exchange, hold, lanes
-from weightstream.p2p.exchange.hold import Hold
-from weightstream.p2p.exchange.lanes import Lanes
+from weightstream.p2p.exchange import Exchange, lanes
+from weightstream.p2p.exchange.lanes import Hold, Lanes
 from weightstream.p2p.exchange.wire import Channel
 
 
@@ -119,7 +118,7 @@ def test_a_hold_without_sense_is_hung_up_on(
 
 def test_whatever_faults_there_are_bulk_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
-    monkeypatch.setattr(hold, "time", clock)
+    monkeypatch.setattr(lanes, "time", clock)
     held = Hold()
     began_s = clock.now_s
     while clock.now_s < began_s + 10.0:

@@ -5,7 +5,6 @@ anything to end; on stdout: `ready`, then the result as JSON.
 """
 
 import json
-import mmap
 import os
 import random
 import resource
@@ -22,6 +21,7 @@ from blake3 import blake3
 from weightstream import metrics
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch import Flow, Wanted, process_engine
+from weightstream.cachefs.fetch.memory import allocate
 from weightstream.cachefs.fetch.source import Source
 from weightstream.cachefs.origin import open_origin
 from weightstream.cachefs.store import Store
@@ -81,7 +81,7 @@ class _Whole:
     exposes_memory = True
 
     def __init__(self, size: int) -> None:
-        self.memory = memoryview(mmap.mmap(-1, size))
+        self.memory = memoryview(allocate(size))
 
     def reserve(self, extent: Extent) -> _Lease:
         return _Lease(self.memory[extent.start : extent.stop])

@@ -151,7 +151,6 @@ class _Counted:
     def __init__(self, transfer: Transfer) -> None:
         self.done = 0
         self.step_bytes = transfer.step_bytes
-        self.shares_link = transfer.shares_link
         self._transfer = transfer
         self.on_cancel = transfer.on_cancel
 
@@ -159,6 +158,10 @@ class _Counted:
     def urgent(self) -> bool:
         """See `Transfer.urgent`."""
         return self._transfer.urgent
+
+    def link_share(self) -> float | None:
+        """See `Transfer.link_share`."""
+        return self._transfer.link_share()
 
     def advance(self, count: int) -> None:
         """See `Transfer.advance`."""

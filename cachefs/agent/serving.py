@@ -51,7 +51,6 @@ class Relay:
     """The `Transfer` of one range: passes on how far it is, and that nobody wants it any more."""
 
     step_bytes = 1 << 20
-    shares_link = False
 
     def __init__(self, send: Callable[[int], None], urgent: bool) -> None:
         self.urgent = urgent
@@ -59,6 +58,9 @@ class Relay:
         self._lock = threading.Lock()
         self._callback: Callable[[], None] | None = None
         self._cancelled = False
+
+    def link_share(self) -> None:
+        """See `Transfer.link_share`: the agent's own streams know theirs."""
 
     def advance(self, count: int) -> None:
         """See `Transfer.advance`."""

@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 class Attempt:
     """The `Transfer` of one attempt: counts bytes into a sink, can be cancelled from outside."""
 
-    shares_link = False
-
     def __init__(
         self,
         sink: Callable[[int], None],
@@ -50,6 +48,10 @@ class Attempt:
     def urgent(self) -> bool:
         """Say whether a reader waits for it by now."""
         return self._is_urgent()
+
+    def link_share(self) -> float | None:
+        """See `Transfer.link_share`: a reader that is alone shares none."""
+        return None
 
     def advance(self, count: int) -> None:
         """See `Transfer.advance`."""

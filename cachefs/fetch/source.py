@@ -11,12 +11,16 @@ class Transfer(Protocol):
 
     step_bytes: int
     """How often it wants to hear, at the least: bytes that are passed on must not lie around."""
-    shares_link: bool
-    """It is one of several nodes' streams from one origin: see `cachefs.origin.windows`."""
 
     @property
     def urgent(self) -> bool:
         """Say that a reader waits for this very range; may become true while it is read."""
+        ...
+
+    def link_share(self) -> float | None:
+        """Return this stream's part, in bytes a second, of a link over which several nodes read
+        from one origin; None: it shares none. Changes while it is read. See
+        `cachefs.origin.windows`."""
         ...
 
     def advance(self, count: int) -> None:

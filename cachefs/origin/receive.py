@@ -32,6 +32,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from weightstream.cachefs.origin.windows import (
+    FIRST_BYTES_S,
     LOOK_S,
     round_trip_s,
     segment_bytes,
@@ -141,27 +142,26 @@ def _receive_tls(sock: ssl.SSLSocket, into: memoryview, done: int, transfer: Tra
 
 
 class _Bound:
-    """Bounds what is on its way on a stream that shares its link, by the rate that it has.
+    """Bounds what is on its way on a stream that shares its link, by the part that it should have.
 
     What a kept connection was bounded to stays until it is asked for by a node alone.
     """
 
     def __init__(self, sock: socket.socket, transfer: Transfer) -> None:
         self._sock = sock
-        self._shares_link = transfer.shares_link
+        self._share = transfer.link_share
         self._got, self._took_s, self._asked_s = 0, 0.0, time.monotonic()
-        if not transfer.shares_link and sock in _BOUNDED:
-            _BOUNDED.discard(sock)
-            set_window(sock, None)
+        self._shares = True
+        self._bound(self._share(), FIRST_BYTES_S)
 
     def asks(self) -> None:
         """Say that bytes are waited for from now on: what was between is not the stream's time."""
-        if self._shares_link:
+        if self._shares:
             self._asked_s = time.monotonic()
 
     def got(self, count: int) -> None:
         """Hear that `count` bytes came."""
-        if not self._shares_link:
+        if not self._shares:
             return
         self._got += count
         self._took_s += time.monotonic() - self._asked_s
@@ -169,8 +169,13 @@ class _Bound:
             return
         rate_bytes_s = self._got / self._took_s
         self._got, self._took_s = 0, 0.0
-        sock = self._sock
-        window = shared_window(rate_bytes_s, round_trip_s(sock), segment_bytes(sock))
+        self._bound(self._share(), rate_bytes_s)
+
+    def _bound(self, share: float | None, rate_bytes_s: float) -> None:
+        sock, window = self._sock, None
+        self._shares = share is not None
+        if share is not None:
+            window = shared_window(share, rate_bytes_s, round_trip_s(sock), segment_bytes(sock))
         if window is not None:
             _BOUNDED.add(sock)
             set_window(sock, window)

@@ -31,6 +31,7 @@ from weightstream.p2p.exchange.gate import Gate
 from weightstream.p2p.exchange.joining import Joining
 from weightstream.p2p.exchange.lanes import Lanes
 from weightstream.p2p.exchange.parts import Neighbours, Parts
+from weightstream.p2p.exchange.rate import Rate
 from weightstream.p2p.exchange.reading import ChunkReader
 from weightstream.p2p.exchange.relay import Relay
 from weightstream.p2p.exchange.server import Asked, HeldChunk, Server
@@ -91,11 +92,12 @@ class Exchange:
         self._sending, receiving = Lanes(), Lanes()
         self._shelf = Shelf(slabs, budget_bytes // 2, self._is_stored)
         self._shelf.on_drop = self._forget
+        self._received = Rate(self.progress)
         self._bulk = Bulk(self._shelf, settings.peer_window, settings.chunk_size)
         self._client = PeerClient(identity, receiving)
         self._gate = Gate(
             self._bulk, self._shelf, receiving, self._client.paces, sources, settings.deadline_s,
-            self._streams, self._bring_held, self._hold_others,
+            self._streams, self._link_share, self._bring_held, self._hold_others,
         )  # fmt: skip
         self._neighbours = Neighbours(
             lambda: self._membership.members() if self._membership else (), self._client
@@ -357,6 +359,18 @@ class Exchange:
         """Return how many bulk streams the gate may have: see `Gate`."""
         crowds = [len(relay.crowd.nodes) for relay in self._all_relays() if not relay.is_idle]
         return max(1, _STREAMS_ALONE // (max(crowds, default=1) ** 2))
+
+    def _link_share(self, flight: Flight) -> float | None:
+        """See `Transfer.link_share`: all that comes here came from the origin a moment ago, so an
+        equal part of it is what each that reads should bring. What was taken over is the last that
+        anybody reads; for a fault everybody else makes room."""
+        relay = self._known(flight.blob.id, self._settings.chunk_size)
+        if relay is None or flight.urgent or self._streams() > 1:
+            return None
+        readers = relay.readers()
+        if readers == 1 or relay.crowd.taker(flight.chunk) is not None:
+            return None
+        return self._received.bytes_s() / readers
 
     def _suspect(self, node: str, why: str) -> None:
         if self._membership is not None:

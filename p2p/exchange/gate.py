@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 _ROOM_S = 30.0
 _IDLE_S = 5.0
+_LOOK_AGAIN_S = 0.1
 _MOST_FAULTS = 8
 _MOST_RESORTS = 2
 
@@ -55,10 +56,12 @@ class Gate:
         source_of: Callable[[Blob], Source | None],
         deadline_s: float,
         streams: Callable[[], int],
+        link_share: Callable[[Flight], float | None] = lambda flight: None,
         from_holders: Callable[[Flight], bool] = lambda flight: False,
         hold_others: Callable[[Flight], None] = lambda flight: None,
     ) -> None:
-        """`from_holders` has peers bring a chunk that the origin did not give; False: none did.
+        """`streams` says how many may read bulk, `link_share` is that of `Transfer`.
+        `from_holders` has peers bring a chunk that the origin did not give; False: none did.
         `hold_others` has them read no bulk for a moment, while this node reads a fault."""
         self._work = work
         self._shelf = shelf
@@ -73,7 +76,7 @@ class Gate:
         self._events = 0
         self._faults = threading.BoundedSemaphore(_MOST_FAULTS)
         self._resorts = threading.BoundedSemaphore(_MOST_RESORTS)
-        self._reader = OriginReader(lanes, paces, deadline_s, lambda: streams() == 1)
+        self._reader = OriginReader(lanes, paces, deadline_s, link_share)
         self._closed = False
         self.is_idle = True
         """There is nothing to read: what this node is late with is all that is left."""
@@ -172,8 +175,9 @@ class Gate:
             if self._work.take():
                 continue
             with self._changed:
-                left_s = idle_until_s - time.monotonic()
-                if seen == self._events and (left_s <= 0 or not self._changed.wait(left_s)):
+                if seen == self._events:
+                    self._changed.wait(_LOOK_AGAIN_S)
+                if seen == self._events and time.monotonic() >= idle_until_s:
                     self._threads -= 1
                     return None
 

@@ -1,5 +1,6 @@
 """Reading one chunk from the origin: again where it broke off, anew where it is starved."""
 
+import functools
 import logging
 import random
 import threading
@@ -34,13 +35,13 @@ class OriginReader:
         lanes: Lanes,
         paces: Paces,
         deadline_s: float,
-        shares_link: Callable[[], bool] = lambda: False,
+        link_share: Callable[[Flight], float | None] = lambda flight: None,
     ) -> None:
-        """`shares_link` says that other nodes read by a stream of their own at the same time."""
+        """`link_share` says how much of the origin's link a stream should have: see `Transfer`."""
         self._lanes = lanes
         self._paces = paces
         self._deadline_s = deadline_s
-        self._shares_link = shares_link
+        self._link_share = link_share
         self._lock = threading.Lock()
         self._reading: set[_Reading] = set()
         self._starved: set[_Reading] = set()
@@ -139,8 +140,8 @@ class OriginReader:
             if not flight.is_hurried:  # a reader waits for this one as well
                 self.hold.wait()
 
-        attempt = _Reading(advance, lambda: flight.urgent, _STEP_BYTES)
-        attempt.shares_link = self._shares_link()
+        share = functools.partial(self._link_share, flight)
+        attempt = _Reading(advance, lambda: flight.urgent, share)
         attempt.may_starve = may_starve and not flight.urgent
         with self._lock:
             if self._closed:
@@ -210,6 +211,19 @@ class _Reading(Attempt):
 
     may_starve = False
     """It may be broken off when it is slow."""
+
+    def __init__(
+        self,
+        sink: Callable[[int], None],
+        is_urgent: Callable[[], bool],
+        share: Callable[[], float | None],
+    ) -> None:
+        super().__init__(sink, is_urgent, _STEP_BYTES)
+        self._share = share
+
+    def link_share(self) -> float | None:
+        """See `Transfer.link_share`."""
+        return self._share()
 
 
 class _StarvedError(WeightstreamError):

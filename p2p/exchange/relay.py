@@ -41,6 +41,7 @@ class Relay:
         """A chunk came wrong from several peers: from now on each comes whole."""
         self._parts = parts
         self._next_given = 0
+        self._first_missing = 0
         self._let_go: set[int] = set()
         """Chunks that were in memory once: others may have them, so nobody is to take them over."""
         self._lock = threading.Lock()
@@ -253,6 +254,25 @@ class Relay:
     def reader(self, i: int) -> str:
         """Return who reads chunk `i` from the origin: who has taken it over, else its home."""
         return self.taker(i) or self.crowd.home(i)
+
+    def readers(self) -> int:
+        """Return how many nodes still read it from the origin, as far as this one sees: itself, and
+        those whose chunks have not all come."""
+        found, first = {self._parts.me}, True
+        for i in range(self._first_missing, self.n_chunks):
+            if self.is_here(i) or i in self._let_go:
+                continue
+            if first:
+                self._first_missing, first = i, False
+            found.add(self.reader(i))
+            if len(found) >= len(self.crowd.nodes):
+                break
+        return len(found)
+
+    def receivers_behind(self) -> set[str]:
+        """Return who lacks what has landed here and is being sent it."""
+        landed = [flight for flight in self.flights() if flight.state is FlightState.LANDED]
+        return set[str]().union(*(flight.passing.behind() for flight in landed))
 
     def forget(self, flight: Flight) -> None:
         """Hear that a flight's memory goes."""

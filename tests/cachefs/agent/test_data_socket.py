@@ -96,12 +96,14 @@ class Counting:
 
     urgent = False
     step_bytes = MIB
-    shares_link = False
 
     def __init__(self) -> None:
         self.done = 0
         self.cancel: Callable[[], None] | None = None
         self.on_advance: Callable[[], None] = lambda: None
+
+    def link_share(self) -> None:
+        return
 
     def advance(self, count: int) -> None:
         self.done += count

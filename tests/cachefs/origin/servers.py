@@ -111,7 +111,10 @@ class Notes:
     registered: threading.Event = field(default_factory=threading.Event)
     urgent: bool = False
     step_bytes: int = 1 << 20
-    shares_link: bool = False
+    share: Callable[[], float | None] = lambda: None
+
+    def link_share(self) -> float | None:
+        return self.share()
 
     def advance(self, count: int) -> None:
         self.advanced.append(count)

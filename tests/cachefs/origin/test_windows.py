@@ -16,24 +16,36 @@ SEGMENT = 1448
 
 
 def test_a_slow_stream_has_little_on_its_way() -> None:
-    assert shared_window(3e6, 0.0003, SEGMENT) == 64 * KIB
-    assert shared_window(6e6, 0.0003, SEGMENT) == pytest.approx(123_600, rel=0.01)
+    assert shared_window(3e6, 3e6, 0.0003, SEGMENT) == 64 * KIB
+    assert shared_window(6e6, 6e6, 0.0003, SEGMENT) == pytest.approx(123_600, rel=0.01)
+
+
+def test_a_stream_has_as_much_on_its_way_as_its_share_whatever_its_rate() -> None:
+    rates = (0.0, 3e6, 6e6, 12e6)
+    assert len({shared_window(6e6, rate, 0.0003, SEGMENT) for rate in rates}) == 1
+
+
+def test_no_stream_is_held_below_its_rate_because_the_share_is_a_guess() -> None:
+    for rate in (1e6, 3e6, 10e6):
+        for round_trip_s in (0.001, 0.01, 0.1):
+            window = shared_window(0.0, rate, round_trip_s, SEGMENT)
+            assert window is None or window >= rate * round_trip_s
 
 
 def test_a_fast_stream_is_the_kernels() -> None:
-    assert shared_window(50e6, 0.0003, SEGMENT) is None
+    assert shared_window(50e6, 50e6, 0.0003, SEGMENT) is None
 
 
 def test_a_window_holds_more_than_a_round_trip() -> None:
     for round_trip_s in (0.0001, 0.001, 0.01, 0.1):
         for rate in (1e5, 1e6, 10e6, 100e6):
-            window = shared_window(rate, round_trip_s, SEGMENT)
+            window = shared_window(rate, rate, round_trip_s, SEGMENT)
             assert window is None or window >= 2 * rate * round_trip_s
 
 
 def test_a_window_holds_several_segments() -> None:
-    assert shared_window(1e6, 0.0, 8949) == 8 * 8949
-    assert shared_window(1e6, 0.0, 65483) is None, "the loopback device is left alone"
+    assert shared_window(1e6, 1e6, 0.0, 8949) == 8 * 8949
+    assert shared_window(1e6, 1e6, 0.0, 65483) is None, "the loopback device is left alone"
 
 
 @pytest.fixture
@@ -59,7 +71,8 @@ def received(here: socket.socket, there: socket.socket, shares: bool, pause_s: f
     sender = threading.Thread(target=send)
     sender.start()
     into = memoryview(bytearray(count * len(piece)))
-    assert receive(here, into, 0, Notes(step_bytes=64 * KIB, shares_link=shares)) == len(into)
+    share = (lambda: 1e6) if shares else (lambda: None)
+    assert receive(here, into, 0, Notes(step_bytes=64 * KIB, share=share)) == len(into)
     sender.join()
     return here.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
@@ -78,6 +91,38 @@ def test_a_kept_connection_is_wide_again_for_a_node_alone(
     assert received(*ends, False, 0.0) >= 3 * bounded, "the most that may be asked for"
 
 
+def test_a_stream_is_bounded_before_its_first_byte(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    here, there = ends
+    here.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 200 * KIB)
+    there.sendall(b"x")
+    before = here.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+    assert receive(here, memoryview(bytearray(1)), 0, Notes(share=lambda: 0.0)) == 1
+    assert here.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) < before
+
+
+def test_a_stream_that_is_the_last_is_wide_again_while_it_runs(
+    ends: tuple[socket.socket, socket.socket],
+) -> None:
+    shares = iter([1e6, 1e6])
+    bounded = received(*ends, True, 0.1)
+    here, there = ends
+    piece, count = bytes(64 * KIB), 16
+
+    def send() -> None:
+        for _ in range(count):
+            there.sendall(piece)
+            time.sleep(0.06)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    notes = Notes(step_bytes=64 * KIB, share=lambda: next(shares, None))
+    assert receive(here, memoryview(bytearray(count * len(piece))), 0, notes) == count * len(piece)
+    sender.join()
+    assert here.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 3 * bounded
+
+
 def test_time_between_two_reads_is_not_the_streams(
     ends: tuple[socket.socket, socket.socket],
 ) -> None:
@@ -86,7 +131,9 @@ def test_time_between_two_reads_is_not_the_streams(
     size = 4 << 20
     sender = threading.Thread(target=there.sendall, args=(bytes(size),))
     sender.start()
-    notes = Notes(step_bytes=256 * KIB, shares_link=True, on_advance=lambda count: time.sleep(0.05))
+    notes = Notes(
+        step_bytes=256 * KIB, share=lambda: 0.0, on_advance=lambda count: time.sleep(0.05)
+    )
     assert receive(here, memoryview(bytearray(size)), 0, notes) == size
     sender.join()
     assert here.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= before, "it was not bounded"

@@ -1,17 +1,27 @@
 """What the gate does about an origin that is slow."""
 
+import threading
+import time
+
 import pytest
 from tests.kit.s3 import S3Server
-from tests.p2p.exchange.conftest import MIB, ClusterFactory
-from tests.p2p.exchange.test_taking import Starved
+from tests.p2p.exchange.conftest import MIB, ClusterFactory, Node
+from tests.p2p.exchange.test_taking import CHUNK, Starved, slowed
 
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch.job import Attempt
 from weightstream.cachefs.fetch.source import Source, Transfer
+from weightstream.p2p.exchange import client
 from weightstream.p2p.exchange.flights import Flight
 from weightstream.p2p.exchange.origin_reader import Split
+from weightstream.p2p.exchange.relay import Relay
 
 BLOB = Blob("s3://b/w.bin", 1000, "v1")
+
+
+def relay_of(node: Node, blob: Blob) -> Relay:
+    """Return what a node's exchange keeps of a blob."""
+    return node.exchange._relay(blob)
 
 
 def test_a_late_fault_is_read_in_parts_from_where_it_is(
@@ -30,17 +40,17 @@ def test_a_late_fault_is_read_in_parts_from_where_it_is(
 
 
 class Noting:
-    """A source that notes whether who reads shares its link."""
+    """A source that notes whether who reads shares its link, by chunk."""
 
     name = "noting"
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self.shared: set[bool] = set()
+        self.shared: dict[int, bool] = {}
 
     def read_into(self, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
-        self.shared.add(transfer.shares_link)
         self._source.read_into(blob, start, into, transfer)
+        self.shared[start // CHUNK] = transfer.link_share() is not None
 
 
 @pytest.mark.parametrize(("count", "shares"), [(1, False), (3, True)])
@@ -53,9 +63,72 @@ def test_a_crowd_shares_the_origins_link(
     for node, noting in zip(nodes.nodes, notings, strict=True):
         node.source = noting  # of all: others may take everything over from one that starts late
     assert nodes.load_all(blob) == [data] * count
-    shared = set().union(*(noting.shared for noting in notings))
+    shared = {shared for noting in notings for shared in noting.shared.values()}
     assert shares in shared
     assert count > 1 or shared == {False}
+
+
+def test_what_is_taken_over_has_the_link_to_itself(
+    cluster: ClusterFactory, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "SILENCE_S", 20.0)  # nobody stands in for who is held up
+    nodes = cluster(3)
+    blob, data = nodes.put(s3, 6 * MIB)
+    slowed(nodes.nodes[0], 1.0)
+    notings = [Noting(node.origin) for node in nodes.nodes[1:]]
+    for node, noting in zip(nodes.nodes[1:], notings, strict=True):
+        node.source = noting
+    assert nodes.load_all(blob) == [data] * 3
+    shared: dict[bool, set[bool]] = {True: set(), False: set()}
+    for node, noting in zip(nodes.nodes[1:], notings, strict=True):
+        for chunk, shares in noting.shared.items():
+            shared[relay_of(node, blob).crowd.taker(chunk) == node.name].add(shares)
+    assert shared[True] == {False}, "what was taken over"
+    assert True in shared[False]
+
+
+def test_a_fault_has_the_link_to_itself(cluster: ClusterFactory, s3: S3Server) -> None:
+    nodes = cluster(3)
+    blob, data = nodes.put(s3, 6 * MIB)
+    plans = [node.exchange.plan([(blob, (Extent(0, CHUNK),))]) for node in nodes.nodes]
+    notings = [Noting(node.origin) for node in nodes.nodes]
+    for node, noting in zip(nodes.nodes, notings, strict=True):
+        node.source = noting
+    chunks = range(20, 24)
+    for start in (i * CHUNK for i in chunks):
+        extent = Extent(start, start + CHUNK)
+        assert nodes.nodes[0].read(blob, extent, urgent=True) == data[start : extent.stop]
+    for plan in plans:
+        plan.close()
+    faults = [shares for noting in notings for i, shares in noting.shared.items() if i in chunks]
+    assert len(faults) == len(chunks)
+    assert not any(faults)
+
+
+def test_who_reads_is_counted_by_whose_chunks_have_not_come(
+    cluster: ClusterFactory, s3: S3Server
+) -> None:
+    nodes = cluster(3)
+    blob, data = nodes.put(s3, 6 * MIB)
+    late = slowed(nodes.nodes[0], 0.5)
+    counts: list[int] = []
+
+    def watch() -> None:
+        relay = relay_of(nodes.nodes[1], blob)
+        while not relay.flights():
+            time.sleep(0.01)
+        while relay.readers() > 1 or not counts:
+            counts.append(relay.readers())
+            time.sleep(0.02)
+        counts.append(relay.readers())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    assert nodes.load_all(blob) == [data] * 3
+    watcher.join(10)
+    assert late.begun
+    assert max(counts) == 3
+    assert counts[-1] == 1, "all has come: only this node itself may still read"
 
 
 def test_parts_advance_a_flight_by_what_has_no_gap() -> None:

@@ -38,7 +38,9 @@ class OneByte:
 
     urgent = False
     step_bytes = 1 << 20
-    shares_link = False
+
+    def link_share(self) -> None:
+        """See `Transfer.link_share`: there is nothing to share."""
 
     def advance(self, count: int) -> None:
         """Ignore it."""

@@ -1,8 +1,8 @@
 """How a crowd comes together: who begins with a blob tells every member, and hears who has it.
 
 A crowd that starts as one must not begin as so many nodes that are each alone: so after the answers
-are in, bulk waits until 80 ms have passed since the first word, for others to say theirs. A fault
-does not wait for that.
+are in, bulk waits until 80 ms have passed since the first word, and since the last that somebody
+else said, half a second at most. A fault does not wait for that.
 """
 
 import logging
@@ -48,6 +48,8 @@ class Joining:
         self._answered: dict[Relay, threading.Event] = {}
         self._begun_s: dict[Relay, float] = {}
         self._batch_s: dict[Relay, float] = {}
+        self._heard_s: dict[Relay, float] = {}
+        """When somebody last began who had not before."""
         self._pool = ThreadPoolExecutor(16, thread_name_prefix="weightstream-join")
         self._closed = False
 
@@ -67,10 +69,16 @@ class Joining:
         """Return when it is known who else loads it; begins to ask if nobody has."""
         self.begin(relay)
         self._answered[relay].wait(_LONGEST_S)
-        batch_s = self._batch_s.get(relay, _BATCH_S)
-        left_s = self._begun_s[relay] + batch_s - time.monotonic()
-        if not urgent and left_s > 0 and self._parts.neighbours.alive():
+        if urgent or not self._parts.neighbours.alive():
+            return
+        while (left_s := self._batch_until_s(relay) - time.monotonic()) > 0:
             time.sleep(left_s)
+
+    def _batch_until_s(self, relay: Relay) -> float:
+        begun_s = self._begun_s.get(relay, 0.0)
+        calm_s = self._heard_s.get(relay, 0.0) + _BATCH_S
+        batch_s = self._batch_s.get(relay, _BATCH_S)
+        return max(begun_s + batch_s, min(calm_s, begun_s + _MOST_BATCH_S))
 
     def members_changed(self, relays: Sequence[Relay]) -> None:
         """Tell those who are new."""
@@ -98,6 +106,7 @@ class Joining:
         if isinstance(start, int) and 0 <= start < _MOST_START:
             relay.crowd.add(node, message.get("reads_origin") is True, held, start)
         elif not began:
+            self._heard_s[relay] = time.monotonic()
             relay.crowd.add(node, message.get("reads_origin") is True, held, 0)
         if message.get("swarm") and began:
             carry(relay, self._parts.carrier)
@@ -124,6 +133,7 @@ class Joining:
             self._answered.pop(relay, None)
             self._begun_s.pop(relay, None)
             self._batch_s.pop(relay, None)
+            self._heard_s.pop(relay, None)
 
     def _about(self, relay: Relay) -> dict[str, Any]:
         loads, held = relay in self._answered, relay.held_flags()

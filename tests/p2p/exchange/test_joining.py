@@ -1,0 +1,41 @@
+"""How a crowd comes together that does not begin at the same moment."""
+
+import threading
+import time
+
+import pytest
+from tests.kit.s3 import S3Server
+from tests.p2p.exchange.conftest import MIB, ClusterFactory
+from tests.p2p.exchange.test_taking import post, slowed
+
+from weightstream.p2p.exchange import joining
+from weightstream.p2p.exchange.crowds import pack_flags
+
+CHUNK = 256 << 10
+
+
+def test_who_says_its_word_while_others_wait_is_waited_for(
+    cluster: ClusterFactory, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch_s = 0.6
+    monkeypatch.setattr(joining, "_BATCH_S", batch_s)
+    monkeypatch.setattr(joining, "_MOST_BATCH_S", 10.0)
+    nodes = cluster(2)
+    blob, _ = nodes.put(s3, 6 * MIB)
+    first, source = nodes.nodes[0], slowed(nodes.nodes[0], 0.0)
+    nodes.introduce()
+    loader = threading.Thread(target=first.load, args=(blob,), daemon=True)
+    began_s = time.monotonic()
+    loader.start()
+    time.sleep(batch_s / 2)
+    word = {
+        "node": nodes.nodes[1].name, "uri": blob.uri, "size": blob.size, "version": blob.version,
+        "chunk_size": CHUNK, "held": pack_flags(bytes(24)), "reads_origin": True,
+    }  # fmt: skip
+    assert post(first, "/v1/join", word)["begun"] is False
+    heard_s = time.monotonic()
+    while not source.begun:
+        time.sleep(0.005)
+    assert time.monotonic() - heard_s >= batch_s * 0.9
+    assert heard_s - began_s < batch_s, "or it would have begun before"
+    loader.join(30)

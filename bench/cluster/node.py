@@ -19,6 +19,8 @@ from typing import Any
 from blake3 import blake3
 
 from weightstream import metrics
+from weightstream.bench import jobs
+from weightstream.bench.runners import runai_peer
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch import Flow, Wanted, process_engine
 from weightstream.cachefs.fetch.memory import allocate
@@ -42,6 +44,8 @@ class Job:
     uri: str
     settings: dict[str, Any]
     peered: bool = True
+    loader: str = "weightstream"
+    """Or `runai`: Run:ai Model Streamer as it is installed, from the origin."""
     store: bool = False
     """Keep what is fetched, as a loader on the node would."""
     load: bool = True
@@ -95,6 +99,9 @@ def main() -> None:
     job = Job(**json.loads(sys.argv[1]))
     settings = load_settings(job.settings)
     configure(settings.log_level)
+    if job.loader == "runai":
+        _run_runai(job)
+        return
     if job.lies:
         _lie()
     engine = process_engine(settings)
@@ -112,6 +119,23 @@ def main() -> None:
     sys.stdin.readline()
     if exchange is not None:
         exchange.close()
+
+
+def _run_runai(job: Job) -> None:
+    """Load with Run:ai Model Streamer; the digest is that of the tensors' bytes."""
+    asked = jobs.Job("runai", uri=job.uri.rpartition("/")[0])
+    runai_peer.PEER.setup(asked)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    began_s, began_cpu_s = time.monotonic(), _cpu_s()
+    tensors = runai_peer.PEER.load(asked, lambda: None) or {}
+    seconds, cpu_s = time.monotonic() - began_s, _cpu_s() - began_cpu_s
+    hasher = blake3()
+    for _, tensor in sorted(tensors.items()):
+        hasher.update(tensor.numpy().tobytes())
+    result = Result(seconds, cpu_s, hasher.hexdigest(), {})
+    print(json.dumps(asdict(result)), flush=True)
+    sys.stdin.readline()
 
 
 def _lie() -> None:

@@ -15,11 +15,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-from blake3 import blake3
+from typing import Any, Literal
 
 from weightstream.bench.certificates import Certificates, make_certificates
+from weightstream.bench.cluster.model import write_model
 from weightstream.bench.cluster.net import ORIGIN, Network, Plan, network
 from weightstream.bench.cluster.node import Job, Result
 from weightstream.bench.errors import BenchError
@@ -38,6 +37,7 @@ class Scenario:
     plan: Plan
     size_bytes: int = 256 * MIB
     peered: bool = True
+    loader: Literal["weightstream", "runai"] = "weightstream"
     settings: dict[str, Any] = field(default_factory=dict)
     stagger_s: float = 0.0
     warm: int = 0
@@ -70,6 +70,7 @@ SCENARIOS = (
     Scenario("capped-8", Plan(8, client_cap_mbit=50)),
     Scenario("alone-1", Plan(1)),
     Scenario("alone-4", Plan(4), peered=False),
+    Scenario("runai-4", Plan(4), peered=False, loader="runai"),
     Scenario("stagger-8", Plan(8), stagger_s=1.5),
     Scenario("join-warm-5", Plan(5), warm=4),
     Scenario("home-dies-8", Plan(8), killed=(3,)),
@@ -154,6 +155,8 @@ class Place:
     work: Path
     root: Path
     digest: str
+    data_digest: str
+    """Of its tensors' bytes alone."""
     certificates: Certificates
 
 
@@ -200,7 +203,8 @@ def _measure(
     _disturb(scenario, net, measured)
     odd = {*scenario.killed, *scenario.slowed, *scenario.lying}
     results = [node.result() for node in measured if node.end not in odd]
-    wrong = [f"node {i}: wrong bytes" for i, r in enumerate(results) if r.digest != place.digest]
+    digest = place.data_digest if scenario.loader == "runai" else place.digest
+    wrong = [f"node {i}: wrong bytes" for i, r in enumerate(results) if r.digest != digest]
     return Outcome(
         scenario.name,
         tuple(r.seconds for r in results),
@@ -241,6 +245,7 @@ def _job(scenario: Scenario, net: Network, place: Place, end: int) -> Job:
         "s3://models/model.safetensors",
         settings,
         scenario.peered,
+        loader=scenario.loader,
         faults=scenario.faults if last else 0,
         lies=end in scenario.lying,
     )
@@ -262,16 +267,11 @@ def place(size_bytes: int, folder: str | None = None) -> Iterator[Place]:
     """Make the file that everybody loads."""
     with tempfile.TemporaryDirectory(prefix="weightstream-cluster-", dir=folder) as name:
         work = Path(name)
-        (work / "root" / "models").mkdir(parents=True)
-        hasher = blake3()
-        with (work / "root" / "models" / "model.safetensors").open("wb") as file:
-            for _ in range(size_bytes // MIB):
-                block = os.urandom(MIB)
-                hasher.update(block)
-                file.write(block)
-        yield Place(
-            work, work / "root", hasher.hexdigest(), make_certificates(work / "tls", ("127.0.0.1",))
-        )
+        models = work / "root" / "models"
+        models.mkdir(parents=True)
+        digest, data_digest = write_model(models / "model.safetensors", size_bytes)
+        certificates = make_certificates(work / "tls", ("127.0.0.1",))
+        yield Place(work, work / "root", digest, data_digest, certificates)
 
 
 def main() -> None:

@@ -85,7 +85,7 @@ class _Whole:
     exposes_memory = True
 
     def __init__(self, size: int) -> None:
-        self.memory = memoryview(allocate(size))
+        self.memory = memoryview(allocate(size))[:size]
 
     def reserve(self, extent: Extent) -> _Lease:
         return _Lease(self.memory[extent.start : extent.stop])

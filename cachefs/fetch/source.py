@@ -19,8 +19,8 @@ class Transfer(Protocol):
 
     def link_share(self) -> float | None:
         """Return this stream's part, in bytes a second, of a link over which several nodes read
-        from one origin; None: it shares none. Changes while it is read. See
-        `cachefs.origin.windows`."""
+        from one origin; None: it shares none, and will not before it is over. Changes while it is
+        read. See `cachefs.origin.windows`."""
         ...
 
     def advance(self, count: int) -> None:

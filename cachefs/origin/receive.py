@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING
 from weightstream.cachefs.origin.windows import (
     FIRST_BYTES_S,
     LOOK_S,
+    may_widen,
     round_trip_s,
     segment_bytes,
     set_window,
@@ -151,8 +152,10 @@ class _Bound:
         self._sock = sock
         self._share = transfer.link_share
         self._got, self._took_s, self._asked_s = 0, 0.0, time.monotonic()
-        self._shares = True
-        self._bound(self._share(), FIRST_BYTES_S)
+        share = self._share()
+        self._shares = share is not None
+        if share is None or may_widen(sock):
+            self._set(share, FIRST_BYTES_S)
 
     def asks(self) -> None:
         """Say that bytes are waited for from now on: what was between is not the stream's time."""
@@ -169,9 +172,9 @@ class _Bound:
             return
         rate_bytes_s = self._got / self._took_s
         self._got, self._took_s = 0, 0.0
-        self._bound(self._share(), rate_bytes_s)
+        self._set(self._share(), rate_bytes_s)
 
-    def _bound(self, share: float | None, rate_bytes_s: float) -> None:
+    def _set(self, share: float | None, rate_bytes_s: float) -> None:
         sock, window = self._sock, None
         self._shares = share is not None
         if share is not None:

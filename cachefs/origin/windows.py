@@ -3,7 +3,7 @@
 Streams that fill a queue share it by luck. Measured, 8 nodes that each read from one origin by one
 stream, links of 100 and 200 Mbit/s with queues of 1 MB, cubic: a stream got a tenth of its share
 until its connection was given up, and chunks were read twice; 1.40 and 1.44 of the bound. With the
-window bounded few starved: 1.14 and 1.26. All get the same window, by the part of the link that is
+window bounded few starved: 1.14 and 1.26. All get about the same, by the part of the link that is
 theirs: with windows by their own rates who was first stayed twice as fast as the others for
 seconds, and had more than its uplink could pass on. Streams that are fast are left to the kernel:
 its windows grow to megabytes, which no program may ask for.
@@ -17,9 +17,9 @@ LOOK_S = 0.25
 """A stream's rate is looked at so often. Not only once: the first one has the link to itself for
 a moment, and were it left alone then, the others starved."""
 FIRST_BYTES_S = 6e6
-"""What a stream's rate is taken for that begins. Unbounded until the first look, whoever was first
-by a tenth of a second had its first chunk in half of the time that the others took, and more than
-its uplink could pass on."""
+"""What a stream's rate is taken for that begins; half of it where no share is known yet. Unbounded
+until the first look, whoever was first by a tenth of a second had its first chunk in half of the
+time that the others took, and more than its uplink could pass on."""
 _LEAST_BYTES = 64 << 10
 """The kernel doubles it; with 32 KiB the origin's link was not filled (1.25 of the bound)."""
 _MOST_BYTES = 208 << 10
@@ -42,10 +42,10 @@ def shared_window(
     """Return what `SO_RCVBUF` is to be for a stream of this rate that should have this share of its
     link; None: leave it to the kernel.
 
-    A share is an estimate, and no stream is held below its rate for it: half of the rate brings as
-    much in a round trip.
+    A share is an estimate: it counts as half of the rate at least, which carries the rate where a
+    round trip takes up to 10 ms more than the shortest, and as twice the rate at most.
     """
-    bytes_s = max(share_bytes_s, rate_bytes_s / 2)
+    bytes_s = min(max(share_bytes_s, rate_bytes_s / 2), rate_bytes_s * 2)
     share = int(bytes_s * (_QUEUE_S + _ROUND_TRIPS * round_trip_s))
     window = max(_LEAST_BYTES, _LEAST_SEGMENTS * segment_bytes, share)
     return None if window > _MOST_BYTES else window
@@ -63,6 +63,15 @@ def set_window(sock: socket.socket, window: int | None) -> None:
         return
     with contextlib.suppress(OSError):  # an older kernel: that has to do
         sock.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)
+
+
+def may_widen(sock: socket.socket) -> bool:
+    """Say whether a window that was bounded can be left to the kernel again."""
+    try:
+        sock.getsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK)
+    except OSError:
+        return False
+    return True
 
 
 def round_trip_s(sock: socket.socket) -> float:

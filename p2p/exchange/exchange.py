@@ -361,16 +361,15 @@ class Exchange:
         return max(1, _STREAMS_ALONE // (max(crowds, default=1) ** 2))
 
     def _link_share(self, flight: Flight) -> float | None:
-        """See `Transfer.link_share`: all that comes here came from the origin a moment ago, so an
-        equal part of it is what each that reads should bring. What was taken over is the last that
-        anybody reads; for a fault everybody else makes room."""
+        """See `Transfer.link_share`: in a crowd that loads, what comes here came from the origin a
+        moment ago, so an equal part of it is what each that reads should bring. For a fault all
+        others make room."""
         relay = self._known(flight.blob.id, self._settings.chunk_size)
-        if relay is None or flight.urgent or self._streams() > 1:
+        if relay is None or relay.crowd.is_refuted or flight.urgent or self._streams() > 1:
             return None
-        readers = relay.readers()
-        if readers == 1 or relay.crowd.taker(flight.chunk) is not None:
-            return None
-        return self._received.bytes_s() / readers
+        relays = (one for one in self._all_relays() if not one.is_idle)
+        others = set[str]().union(*(one.readers() for one in relays)) - {self._identity.node}
+        return self._received.bytes_s() / (len(others) + 1) if others else None
 
     def _suspect(self, node: str, why: str) -> None:
         if self._membership is not None:

@@ -27,7 +27,6 @@ log = logging.getLogger(__name__)
 
 _ROOM_S = 30.0
 _IDLE_S = 5.0
-_LOOK_AGAIN_S = 0.1
 _MOST_FAULTS = 8
 _MOST_RESORTS = 2
 
@@ -175,9 +174,8 @@ class Gate:
             if self._work.take():
                 continue
             with self._changed:
-                if seen == self._events:
-                    self._changed.wait(_LOOK_AGAIN_S)
-                if seen == self._events and time.monotonic() >= idle_until_s:
+                left_s = idle_until_s - time.monotonic()
+                if seen == self._events and (left_s <= 0 or not self._changed.wait(left_s)):
                     self._threads -= 1
                     return None
 

@@ -106,7 +106,9 @@ class Joining:
         if isinstance(start, int) and 0 <= start < _MOST_START:
             relay.crowd.add(node, message.get("reads_origin") is True, held, start)
         elif not began:
-            self._heard_s[relay] = time.monotonic()
+            with self._lock:
+                if relay in self._answered:
+                    self._heard_s[relay] = time.monotonic()
             relay.crowd.add(node, message.get("reads_origin") is True, held, 0)
         if message.get("swarm") and began:
             carry(relay, self._parts.carrier)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 
 _OVER_S = 0.5
+_STALE_S = 2.0
 
 
 class Rate:
@@ -18,9 +19,11 @@ class Rate:
 
     def bytes_s(self) -> float:
         """Return the bytes a second since it was asked before, half a second ago if it was asked so
-        often; 0 the first time."""
+        often; 0 the first time, and after a pause."""
         with self._lock:
             now_s, count = time.monotonic(), self._counted()
+            if self._seen and self._seen[-1][0] < now_s - _STALE_S:
+                self._seen.clear()
             self._seen.append((now_s, count))
             while len(self._seen) > 2 and self._seen[1][0] <= now_s - _OVER_S:
                 self._seen.popleft()

@@ -24,6 +24,8 @@ from weightstream.p2p.exchange.vouching import Vouched, ask_digests
 from weightstream.p2p.members import Member
 from weightstream.p2p.schedule import View, route
 
+_MOST_LOOKED = 1024
+
 
 class Relay:
     """Thread-safe."""
@@ -255,24 +257,22 @@ class Relay:
         """Return who reads chunk `i` from the origin: who has taken it over, else its home."""
         return self.taker(i) or self.crowd.home(i)
 
-    def readers(self) -> int:
-        """Return how many nodes still read it from the origin, as far as this one sees: itself, and
-        those whose chunks have not all come."""
-        found, first = {self._parts.me}, True
-        for i in range(self._first_missing, self.n_chunks):
-            if self.is_here(i) or i in self._let_go:
-                continue
-            if first:
-                self._first_missing, first = i, False
-            found.add(self.reader(i))
+    def readers(self) -> set[str]:
+        """Return who may still read it from the origin: whose chunks have not all come. Looks at
+        the first that are missing only."""
+        found, alive = set[str](), self.alive()
+        while self._first_missing < self.n_chunks and self._has_come(self._first_missing):
+            self._first_missing += 1
+        first = self._first_missing
+        for i in range(first, min(first + _MOST_LOOKED, self.n_chunks)):
             if len(found) >= len(self.crowd.nodes):
                 break
-        return len(found)
+            if not self._has_come(i) and (node := self.reader(i)) in alive:
+                found.add(node)
+        return found
 
-    def receivers_behind(self) -> set[str]:
-        """Return who lacks what has landed here and is being sent it."""
-        landed = [flight for flight in self.flights() if flight.state is FlightState.LANDED]
-        return set[str]().union(*(flight.passing.behind() for flight in landed))
+    def _has_come(self, i: int) -> bool:
+        return self.is_here(i) or i in self._let_go
 
     def forget(self, flight: Flight) -> None:
         """Hear that a flight's memory goes."""

@@ -45,6 +45,7 @@ bench: $(VENV)/.bench
 bench-swarm: $(VENV)/.bench
 	$(BIN)/python -m weightstream.bench.cluster.run $(ARGS)
 	$(BIN)/python -m weightstream.bench.cluster.pair
+	$(BIN)/python -m weightstream.bench.agent
 
 bench-serve: $(VENV)/.bench
 	$(PIP) install --editable '.[serve]'

@@ -368,7 +368,7 @@ class Exchange:
         if relay is None or relay.crowd.is_refuted or flight.urgent or self._streams() > 1:
             return None
         relays = (one for one in self._all_relays() if not one.is_idle)
-        others = set[str]().union(*(one.readers() for one in relays)) - {self._identity.node}
+        others = set[str]().union(*(one.readers() for one in relays))
         return self._received.bytes_s() / (len(others) + 1) if others else None
 
     def _suspect(self, node: str, why: str) -> None:

@@ -258,14 +258,14 @@ class Relay:
         return self.taker(i) or self.crowd.home(i)
 
     def readers(self) -> set[str]:
-        """Return who may still read it from the origin: whose chunks have not all come. Looks at
-        the first that are missing only."""
-        found, alive = set[str](), self.alive()
+        """Return who else may still read it from the origin: whose chunks have not all come. Looks
+        at the first that are missing only."""
+        found, alive, others = set[str](), self.alive(), len(self.crowd.nodes) - 1
         while self._first_missing < self.n_chunks and self._has_come(self._first_missing):
             self._first_missing += 1
         first = self._first_missing
         for i in range(first, min(first + _MOST_LOOKED, self.n_chunks)):
-            if len(found) >= len(self.crowd.nodes):
+            if len(found) >= others:
                 break
             if not self._has_come(i) and (node := self.reader(i)) in alive:
                 found.add(node)

@@ -8,6 +8,7 @@ do not. With write-back what is written behind the load counts as well.
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from weightstream.loader.api import load_with_report
 
 _SIZE_BYTES = 1 << 30
 _URI = "s3://models/"
-_READY_S = 30.0
+_READY_S, _LOAD_S = 30.0, 120.0
 _CELLS = ((False, "off"), (True, "off"), (False, "on"), (True, "on"))
 """Through an agent, and with write-back; in turn."""
 
@@ -84,14 +85,12 @@ def _end(agent: "subprocess.Popen[bytes]") -> None:
 def _load_in_child(env: dict[str, str]) -> tuple[dict[str, Any], float]:
     """Return what the child said, and its CPU seconds since the load began."""
     command = [sys.executable, "-m", "weightstream.bench.agent", "--load", _URI]
-    child = subprocess.Popen(command, env=env, stdout=subprocess.PIPE)
-    assert child.stdout is not None
-    said = json.loads(child.stdout.readline() or "null")
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode or said is None:
-        raise BenchError(f"the load ended with {child.returncode}")
-    return said, usage.ru_utime + usage.ru_stime - said["before_s"]
+    before_s = _children_s()
+    child = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_LOAD_S)
+    if child.returncode:
+        raise BenchError(f"the load ended with {child.returncode}: {child.stderr.strip()}")
+    said: dict[str, Any] = json.loads(child.stdout)
+    return said, _children_s() - before_s - said["before_s"]
 
 
 def _load_here(uri: str) -> None:
@@ -102,6 +101,12 @@ def _load_here(uri: str) -> None:
     seconds = time.monotonic() - began_s
     sources = dict(loaded.report.bytes_by_source)
     print(json.dumps({"seconds": seconds, "before_s": before_s, "sources": sources}), flush=True)
+
+
+def _children_s() -> float:
+    """Return the CPU seconds of all children that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _cpu_s(process: "subprocess.Popen[bytes] | None") -> float:

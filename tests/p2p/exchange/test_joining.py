@@ -38,5 +38,6 @@ def test_who_says_its_word_while_others_wait_is_waited_for(
     assert heard_s - began_s < batch_s, "or it would have begun before"
     while not source.begun and time.monotonic() < heard_s + 30:
         time.sleep(0.005)
+    assert source.begun
     assert time.monotonic() - heard_s >= batch_s
     loader.join(30)

@@ -1,14 +1,15 @@
 """What a load through the node's agent costs beside a load without: CPU seconds a GB.
 
 `python -m weightstream.bench.agent [--repeat N]`: 1 GiB over the loopback device, each load in a
-fresh process, with a fresh store and a fresh agent. The agent's CPU seconds count, those of imports
-do not. With write-back what is written behind the load counts as well.
+fresh process with a fresh store: alone, through an agent that has just started, and through one
+that has loaded another model since. The agent's CPU seconds count, and with write-back those of
+what is written behind the load. What starts and ends a process of Python does not: imports, and
+half a second of taking torch apart, which would make every ratio smaller.
 """
 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -19,17 +20,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weightstream.bench.cluster.model import write_model
 from weightstream.bench.cluster.run import Place, environment, place
 from weightstream.bench.errors import BenchError
 from weightstream.bench.runners.base import preload
 from weightstream.bench.servers import Server, nginx
+from weightstream.cachefs.fetch import process_engine
 from weightstream.loader.api import load_with_report
+from weightstream.settings import load_settings
 
-_SIZE_BYTES = 1 << 30
-_URI = "s3://models/"
-_READY_S, _LOAD_S = 30.0, 120.0
-_CELLS = ((False, "off"), (True, "off"), (False, "on"), (True, "on"))
-"""Through an agent, and with write-back; in turn."""
+_SIZE_BYTES, _OTHER_BYTES = 1 << 30, 256 << 20
+_ROOT, _URI, _OTHER_URI = "s3://models", "s3://models/model.safetensors", "s3://models/other/"
+_READY_S, _LOAD_S, _WRITTEN_S = 30.0, 120.0, 60.0
+_WAYS = (
+    "alone",
+    "through an agent that has just started",
+    "through an agent that has loaded before",
+)
+_ALONE, _, _BEFORE = _WAYS
+_CELLS = tuple((way, write_back) for write_back in ("off", "on") for way in _WAYS)
+"""How the model is loaded, and whether with write-back; in turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,33 +48,36 @@ class Loaded:
 
     seconds: float
     cpu_s: float
-    """The loader's, from the load's beginning to its process's end, and the agent's."""
+    """The loader's and the agent's, until all is loaded and written."""
     sources: dict[str, int]
 
 
-def load(place: Place, server: Server, through: bool, write_back: str) -> Loaded:
-    """Load once, through an agent or without."""
+def load(place: Place, server: Server, way: str, write_back: str) -> Loaded:
+    """Load once in one of the ways."""
     with tempfile.TemporaryDirectory(dir=place.work) as folder, ExitStack() as stack:
         env = environment(server) | {
             "WEIGHTSTREAM_STORE": f"{folder}/store",
             "WEIGHTSTREAM_STORE_MIN_FREE_BYTES": "0",
             "WEIGHTSTREAM_RUN_DIRECTORY": f"{folder}/run",
             "WEIGHTSTREAM_WRITE_BACK": write_back,
-            "WEIGHTSTREAM_AGENT": "auto" if through else "off",
+            "WEIGHTSTREAM_AGENT": "off" if way == _ALONE else "auto",
         }
-        agent = _start_agent(env, Path(folder)) if through else None
-        if agent is not None:
+        agent = None
+        if way != _ALONE:
+            agent = _start_agent(env, Path(folder))
             stack.callback(_end, agent)
+        if way == _BEFORE:
+            _load_in_child(env, _OTHER_URI)
         before_s = _cpu_s(agent)
-        said, loader_s = _load_in_child(env)
-        found = Loaded(said["seconds"], loader_s + _cpu_s(agent) - before_s, said["sources"])
-        if ("agent" in found.sources) != through:
+        said = _load_in_child(env, _URI)
+        found = Loaded(said["seconds"], said["cpu_s"] + _cpu_s(agent) - before_s, said["sources"])
+        if ("agent" in found.sources) != (agent is not None):
             raise BenchError(f"the bytes came from {found.sources}")
         return found
 
 
 def _start_agent(env: dict[str, str], folder: Path) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "weightstream.cli", "agent"]
+    command = [sys.executable, "-m", "weightstream.cli", "agent", "--allow", _ROOT]
     log = folder / "agent.log"
     with log.open("wb") as file:
         agent = subprocess.Popen(command, env=env, stderr=file)
@@ -82,15 +95,14 @@ def _end(agent: "subprocess.Popen[bytes]") -> None:
     agent.wait(20)
 
 
-def _load_in_child(env: dict[str, str]) -> tuple[dict[str, Any], float]:
-    """Return what the child said, and its CPU seconds since the load began."""
-    command = [sys.executable, "-m", "weightstream.bench.agent", "--load", _URI]
-    before_s = _children_s()
+def _load_in_child(env: dict[str, str], uri: str) -> dict[str, Any]:
+    """Return what the child said."""
+    command = [sys.executable, "-m", "weightstream.bench.agent", "--load", uri]
     child = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_LOAD_S)
     if child.returncode:
         raise BenchError(f"the load ended with {child.returncode}: {child.stderr.strip()}")
     said: dict[str, Any] = json.loads(child.stdout)
-    return said, _children_s() - before_s - said["before_s"]
+    return said
 
 
 def _load_here(uri: str) -> None:
@@ -99,14 +111,11 @@ def _load_here(uri: str) -> None:
     before_s, began_s = time.process_time(), time.monotonic()
     loaded = load_with_report(uri)
     seconds = time.monotonic() - began_s
+    if not process_engine(load_settings()).write_back.drain(_WRITTEN_S):
+        raise BenchError(f"{uri} is not written yet")
+    cpu_s = time.process_time() - before_s
     sources = dict(loaded.report.bytes_by_source)
-    print(json.dumps({"seconds": seconds, "before_s": before_s, "sources": sources}), flush=True)
-
-
-def _children_s() -> float:
-    """Return the CPU seconds of all children that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    print(json.dumps({"seconds": seconds, "cpu_s": cpu_s, "sources": sources}), flush=True)
 
 
 def _cpu_s(process: "subprocess.Popen[bytes] | None") -> float:
@@ -127,17 +136,23 @@ def main() -> None:
         return
     with ExitStack() as stack:
         where = stack.enter_context(place(_SIZE_BYTES, "/dev/shm"))
+        other = where.root / "models" / "other"
+        other.mkdir()
+        write_model(other / "model.safetensors", _OTHER_BYTES)
         server = stack.enter_context(
             nginx(where.root, "models", where.work / "nginx", where.certificates)
         )
         found = [{cell: load(where, server, *cell) for cell in _CELLS} for _ in range(given.repeat)]
     for write_back in ("off", "on"):
-        alone, agent = ([run[through, write_back] for run in found] for through in (False, True))
-        ratios = sorted(b.cpu_s / a.cpu_s for a, b in zip(alone, agent, strict=True))
-        print(
-            f"write-back {write_back}: alone {_medians(alone)}; through an agent {_medians(agent)}"
-        )
-        print(f"  {statistics.median(ratios):.2f} times the CPU ({ratios[0]:.2f}-{ratios[-1]:.2f})")
+        print(f"write-back {write_back}:")
+        alone = [run[_ALONE, write_back] for run in found]
+        for way in _WAYS:
+            loads = [run[way, write_back] for run in found]
+            ratios = sorted(b.cpu_s / a.cpu_s for a, b in zip(alone, loads, strict=True))
+            print(
+                f"  {way}: {_medians(loads)}; {statistics.median(ratios):.2f} times the CPU "
+                f"({ratios[0]:.2f}-{ratios[-1]:.2f})"
+            )
 
 
 def _medians(loads: list[Loaded]) -> str:

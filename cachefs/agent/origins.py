@@ -4,18 +4,31 @@ A blob is read only from an origin whose root it lies under, so a peer that name
 refused: a node does not become its neighbour's way to buckets that nobody here uses.
 """
 
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
 
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.origin import Origin, open_origin
 from weightstream.cachefs.store.info import is_under
-from weightstream.errors import UsageError
+from weightstream.errors import UsageError, WeightstreamError
 from weightstream.settings import Settings
+
+log = logging.getLogger(__name__)
 
 _MOST_ASKED = 256
 _MOST_NAMES = 1024
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """An origin whose first request costs more than the others."""
+
+    def prepare(self, uri: str) -> None:
+        """Do what comes before the first request; raises `OriginError` and its like."""
+        ...
 
 
 class Origins:
@@ -57,6 +70,15 @@ class Origins:
             while len(self._asked) > _MOST_ASKED:
                 _, oldest = self._asked.popitem(last=False)
                 oldest.close()  # transfers that run are not touched
+
+    def prepare(self) -> None:
+        """Have configured origins ready for the first load; what goes wrong is for it to say."""
+        for root, origin in self._configured.items():
+            if isinstance(origin, Prepares):
+                try:
+                    origin.prepare(root)
+                except WeightstreamError as error:
+                    log.debug("%s is not prepared: %s", root, error)
 
     def roots(self) -> tuple[str, ...]:
         """Return every root, those of the configuration first."""

@@ -1,5 +1,6 @@
 """One run of the agent: what it opens, in which order, and how it ends."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -39,6 +40,9 @@ def run(
     lock = Lock(settings.run_directory)
     signals = Signals()
     agent = Agent(settings, orders.roots, peering_of)
+    threading.Thread(
+        target=agent.origins.prepare, daemon=True, name="weightstream-preparing"
+    ).start()
     control: ControlServer | None = None
     try:
         control = ControlServer(agent, orders.directories, orders.api, orders.token)

@@ -190,6 +190,16 @@ class S3Origin:
         headers = {**access.headers, "x-amz-checksum-mode": "ENABLED"}
         return self._client.fetch(Request(url, "HEAD", headers, access.authorize(asked)), asked)
 
+    def prepare(self, uri: str) -> None:
+        """Import the SDK, find credentials and make a client: 0.18 CPU s that a load need not pay.
+
+        Asks nothing of the bucket.
+        """
+        bucket, _ = split(uri)
+        asked = self._asked(uri)
+        with translated(asked):
+            self._reach(bucket, asked)
+
     def plain_url(self, blob: Blob) -> str:
         """Return the object's URL, unsigned: of use where the bucket is public."""
         bucket, key = split(blob.uri)

@@ -2,10 +2,12 @@
 
 import pytest
 from tests.conftest import SettingsFactory
+from tests.kit.proxy import FaultProxy
 
 from weightstream.cachefs.agent.origins import Origins
 from weightstream.cachefs.blob import Blob
-from weightstream.errors import UsageError
+from weightstream.cachefs.fetch.job import Attempt
+from weightstream.errors import UsageError, WeightstreamError
 from weightstream.loader.session import Session
 
 
@@ -89,3 +91,29 @@ def test_what_only_the_caller_can_read_is_not_asked_of_an_agent(
 ) -> None:
     with Session(uri, store_settings(), None) as session:
         assert session._may_share is shared
+
+
+def test_configured_origins_are_ready_before_the_first_load(
+    proxy: FaultProxy, s3_env: dict[str, str], store_settings: SettingsFactory
+) -> None:
+    origins = Origins(store_settings(), ["s3://models", "https://host/m"])
+    found = origins.source_for(blob("s3://models/m/file"))
+    assert found is not None
+    assert found.host == "s3"
+    origins.prepare()
+    assert found.host == f"{proxy.host}:{proxy.port}"
+    assert proxy.connections == 0
+    origins.close()
+
+
+def test_an_origin_that_cannot_be_made_ready_is_left_to_its_load(
+    s3_env: dict[str, str], store_settings: SettingsFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    origins = Origins(store_settings(), ["s3://models", "s3://others"])
+    origins.prepare()
+    found = origins.source_for(blob("s3://models/m/file"))
+    assert found is not None
+    with pytest.raises(WeightstreamError, match="nobody"):
+        found.read_into(blob("s3://models/m/file"), 0, memoryview(bytearray(7)), Attempt(print))
+    origins.close()

@@ -49,7 +49,6 @@ class Loaded:
     seconds: float
     cpu_s: float
     """The loader's and the agent's, until all is loaded and written."""
-    sources: dict[str, int]
 
 
 def load(place: Place, server: Server, way: str, write_back: str) -> Loaded:
@@ -67,13 +66,10 @@ def load(place: Place, server: Server, way: str, write_back: str) -> Loaded:
             agent = _start_agent(env, Path(folder))
             stack.callback(_end, agent)
         if way == _BEFORE:
-            _load_in_child(env, _OTHER_URI)
+            _load_in_child(env, _OTHER_URI, "agent")
         before_s = _cpu_s(agent)
-        said = _load_in_child(env, _URI)
-        found = Loaded(said["seconds"], said["cpu_s"] + _cpu_s(agent) - before_s, said["sources"])
-        if ("agent" in found.sources) != (agent is not None):
-            raise BenchError(f"the bytes came from {found.sources}")
-        return found
+        said = _load_in_child(env, _URI, "origin" if agent is None else "agent")
+        return Loaded(said["seconds"], said["cpu_s"] + _cpu_s(agent) - before_s)
 
 
 def _start_agent(env: dict[str, str], folder: Path) -> "subprocess.Popen[bytes]":
@@ -95,13 +91,15 @@ def _end(agent: "subprocess.Popen[bytes]") -> None:
     agent.wait(20)
 
 
-def _load_in_child(env: dict[str, str], uri: str) -> dict[str, Any]:
-    """Return what the child said."""
+def _load_in_child(env: dict[str, str], uri: str, source: str) -> dict[str, Any]:
+    """Load all of it from one source, in a fresh process; return what that said."""
     command = [sys.executable, "-m", "weightstream.bench.agent", "--load", uri]
     child = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_LOAD_S)
     if child.returncode:
         raise BenchError(f"the load ended with {child.returncode}: {child.stderr.strip()}")
     said: dict[str, Any] = json.loads(child.stdout)
+    if set(said["sources"]) != {source}:
+        raise BenchError(f"the bytes came from {said['sources']}, not from {source}")
     return said
 
 

@@ -11,7 +11,7 @@ from weightstream.bench.swarm_sim.network import Flow, Link, Network
 from weightstream.bench.swarm_sim.paces import JUDGED_S, Asked, slow_ones
 from weightstream.bench.swarm_sim.scenario import Scenario
 from weightstream.p2p.exchange.sinks import WORTH_TIMES
-from weightstream.p2p.schedule import ORIGIN, Homes, View, givers, is_slow, route
+from weightstream.p2p.schedule import ORIGIN, Homes, View, acting_home, givers, is_slow, route
 
 _JOIN_S = 0.08
 """An agent waits this long for others to begin with it."""
@@ -187,8 +187,9 @@ class Node:
 
     def give(self, taker: "Node") -> int | None:
         """Give away the first chunk of its own that it has not begun."""
+        view = self.view()
         for chunk in range(self.first_missing, self.crowd.scenario.chunks):
-            if self.crowd.homes.home(chunk) == self.name and self._is_free(chunk):
+            if acting_home(view, chunk) == self.name and self._is_free(chunk):
                 self.moved[chunk] = taker.name
                 self._send_on(chunk, taker)
                 return chunk

@@ -26,7 +26,7 @@ from weightstream.p2p.exchange import holding, scattering
 from weightstream.p2p.exchange.bulk import Bulk, Planned
 from weightstream.p2p.exchange.carrier import Carrier, carry
 from weightstream.p2p.exchange.client import PeerClient
-from weightstream.p2p.exchange.flights import Flight, Shelf
+from weightstream.p2p.exchange.flights import Flight, FlightState, Shelf
 from weightstream.p2p.exchange.gate import Gate
 from weightstream.p2p.exchange.joining import Joining
 from weightstream.p2p.exchange.lanes import Lanes
@@ -267,10 +267,12 @@ class Exchange:
         """See `Home`."""
         return scattering.hear(message, self._known, self._parts)
 
-    @property
-    def is_late(self) -> bool:
+    def is_late(self, flight: Flight) -> bool:
         """See `Home`."""
-        return self._gate.is_idle
+        if flight.state is FlightState.LANDED:
+            return self._gate.is_idle
+        relay = self._known(flight.blob.id, self._settings.chunk_size)
+        return relay is not None and flight.from_origin and relay.is_last(flight.chunk)
 
     def hold(self, message: Mapping[str, Any]) -> None:
         """See `Home`."""

@@ -6,6 +6,9 @@ import time
 
 from weightstream.p2p.schedule import scattered
 
+_LOOK_S = 0.05
+"""Each piece that is sent could ask: with eight receivers 200 times a second."""
+
 
 class Passing:
     """Thread-safe. Bulk only: faults go before it anyway."""
@@ -18,7 +21,7 @@ class Passing:
         self._sent: dict[int, int] = {}
         self._told: set[str] = set()
         self._sum_bytes = 0
-        self._began_s = 0.0
+        self._began_s = self._look_s = 0.0
 
     def begin(self, node: str) -> int:
         """Say that an answer to `node` begins; return the answer's number."""
@@ -40,8 +43,18 @@ class Passing:
         with self._lock:
             del self._nodes[number], self._sent[number]
 
-    def scatter(self) -> tuple[str, ...]:
-        """Return who is to share the rest among themselves, each once; nobody: all goes well."""
+    def is_due(self) -> bool:
+        """Say that it is time to look whether all goes well."""
+        with self._lock:
+            now_s = time.monotonic()
+            due = now_s >= self._look_s
+            if due:
+                self._look_s = now_s + _LOOK_S
+            return due
+
+    def scatter(self, position: int) -> tuple[str, ...]:
+        """Return who is to share the rest among themselves, of a chunk that is here up to
+        `position`; nobody: all goes well."""
         with self._lock:
             seconds = time.monotonic() - self._began_s
             rate_bytes_s = self._sum_bytes / seconds if seconds > 0 else 0.0
@@ -49,6 +62,9 @@ class Passing:
             for number, node in self._nodes.items():
                 if node not in self._told:
                     sent[node] = min(self._sent[number], sent.get(node, self._total_bytes))
-            receivers = scattered(sent, self._total_bytes, rate_bytes_s)
+            return scattered(sent, position, self._total_bytes, rate_bytes_s)
+
+    def told(self, receivers: tuple[str, ...]) -> None:
+        """Hear who shares the rest: nobody is told twice."""
+        with self._lock:
             self._told.update(receivers)
-            return receivers

@@ -22,7 +22,7 @@ from weightstream.p2p.exchange.parts import Parts
 from weightstream.p2p.exchange.server import HeldChunk
 from weightstream.p2p.exchange.vouching import Vouched, ask_digests
 from weightstream.p2p.members import Member
-from weightstream.p2p.schedule import View, route
+from weightstream.p2p.schedule import View, acting_home, route
 
 _MOST_LOOKED = 1024
 
@@ -43,6 +43,8 @@ class Relay:
         """A chunk came wrong from several peers: from now on each comes whole."""
         self._parts = parts
         self._next_given = 0
+        self._gives_as: tuple[tuple[str, ...], frozenset[str]] = (), frozenset()
+        """Who reads from the origin, and who of them is down: what is this node's to give."""
         self._first_missing = 0
         self._let_go: set[int] = set()
         """Chunks that were in memory once: others may have them, so nobody is to take them over."""
@@ -220,9 +222,13 @@ class Relay:
 
     def give_away(self, taker: str) -> int | None:
         """Give the first chunk of this node's that it has not begun to `taker`; return which."""
+        view = self.view()
+        gives_as = view.homes.order, view.down
+        if gives_as != self._gives_as:
+            self._gives_as, self._next_given = gives_as, 0
         while self._next_given < self.n_chunks:
             i = self._next_given
-            if self.crowd.home(i) == self._parts.me and self._give_away(i, taker):
+            if acting_home(view, i) == self._parts.me and self._give_away(i, taker):
                 return i
             self._next_given += 1
         return None
@@ -254,22 +260,36 @@ class Relay:
         return node if is_there else None
 
     def reader(self, i: int) -> str:
-        """Return who reads chunk `i` from the origin: who has taken it over, else its home."""
-        return self.taker(i) or self.crowd.home(i)
+        """Return who reads chunk `i` from the origin: who has taken it over, else its home, or who
+        stands in for that."""
+        return self._reader(self.view(), i)
+
+    def _reader(self, view: View, i: int) -> str:
+        return self.taker(i) or acting_home(view, i)
 
     def readers(self) -> set[str]:
         """Return who else may still read it from the origin: whose chunks have not all come. Looks
         at the first that are missing only."""
-        found, alive, others = set[str](), self.alive(), len(self.crowd.nodes) - 1
+        view, others = self.view(), len(self.crowd.nodes) - 1
+        found = set[str]()
         while self._first_missing < self.n_chunks and self._has_come(self._first_missing):
             self._first_missing += 1
         first = self._first_missing
         for i in range(first, min(first + _MOST_LOOKED, self.n_chunks)):
             if len(found) >= others:
                 break
-            if not self._has_come(i) and (node := self.reader(i)) in alive:
+            if not self._has_come(i) and (node := self._reader(view, i)) != self._parts.me:
                 found.add(node)
         return found
+
+    def is_last(self, chunk: int) -> bool:
+        """Say that this node reads nothing after `chunk`, which it reads now, and that half of the
+        others have nothing left to give: their links are idle."""
+        if 2 * (len(self.readers()) + 1) > len(self.crowd.nodes):
+            return False
+        view, first = self.view(), self._first_missing
+        missing = (i for i in range(first, self.n_chunks) if i != chunk and not self._has_come(i))
+        return all(self._reader(view, i) != self._parts.me for i in missing)
 
     def _has_come(self, i: int) -> bool:
         return self.is_here(i) or i in self._let_go

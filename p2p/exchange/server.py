@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from weightstream import metrics
 from weightstream.errors import UsageError, WeightstreamError
 from weightstream.p2p.exchange.client import SILENCE_S
-from weightstream.p2p.exchange.flights import Flight, FlightState
+from weightstream.p2p.exchange.flights import Flight
 from weightstream.p2p.exchange.lanes import Lanes
 from weightstream.p2p.exchange.wire import Channel, Head, WireError, answer, processing
 from weightstream.p2p.identity import Identity
@@ -105,9 +105,9 @@ class Home(Protocol):
         """Return a chunk on its way or in the store; nothing is begun for it."""
         ...
 
-    @property
-    def is_late(self) -> bool:
-        """Say that whatever is still being sent is all that this node has left to do."""
+    def is_late(self, flight: Flight) -> bool:
+        """Say that what is still being sent of it is all that this node has left to do, or that
+        others have time to do some of it."""
         ...
 
     def hold(self, message: Mapping[str, Any]) -> None:
@@ -331,8 +331,11 @@ class Server:
 
     def _help(self, flight: Flight) -> None:
         """Have receivers share the rest of a chunk when this node's uplink is behind."""
-        is_late = self._home.is_late and flight.state is FlightState.LANDED
-        if is_late and (receivers := flight.passing.scatter()):
+        if not flight.passing.is_due():
+            return
+        receivers = flight.passing.scatter(flight.position)
+        if receivers and self._home.is_late(flight):
+            flight.passing.told(receivers)
             self._home.scatter(flight, receivers)
 
     def _await_first(self, channel: Channel, flight: Flight, insists: bool) -> int:

@@ -33,9 +33,9 @@ class Taking:
     def __init__(self, parts: Parts, relay: Relay) -> None:
         self._parts = parts
         self._relay = relay
-        self._crowd: tuple[str, ...] = ()
+        self._crowd: tuple[tuple[str, ...], frozenset[str]] = (), frozenset()
         self._spent: set[str] = set()
-        """Homes that had nothing to give: they never will again, unless homes are drawn anew."""
+        """Who had nothing to give: nor will they, unless homes are drawn anew or one dies."""
 
     def take(self, lacking: Callable[[], Iterator[int]]) -> bool:
         """Take one chunk over and return True; it is this node's to read then.
@@ -48,11 +48,12 @@ class Taking:
             return False
         if not self._parts.may_read(relay.blob):
             return False
-        if nodes != self._crowd:
-            self._crowd, self._spent = nodes, set()
+        view = relay.view()
+        if (crowd := (nodes, view.down)) != self._crowd:
+            self._crowd, self._spent = crowd, set()
         if len(self._spent) >= len(nodes):
             return False
-        for node in givers(relay.view(), lacking(), lambda node: node not in self._spent):
+        for node in givers(view, lacking(), lambda node: node not in self._spent):
             if self._take_of(node):
                 return True
             self._spent.add(node)

@@ -68,6 +68,13 @@ def route(view: View, chunk: int) -> Route:
     return _home_route(view, chunk)
 
 
+def acting_home(view: View, chunk: int) -> str:
+    """Return who reads a chunk from the origin that nobody took over: its home, or who stands in
+    for one that is down."""
+    rank = view.homes.ranked(chunk)
+    return next((node for node in rank if node not in view.down), view.me)
+
+
 def _home_route(view: View, chunk: int) -> Route:
     """Return whom to ask for a chunk that nobody took over."""
     holders = view.holders.get(chunk, frozenset())

@@ -19,6 +19,7 @@ from weightstream.p2p.exchange.flights import Flight, Scatter
 from weightstream.p2p.exchange.passing import Passing
 from weightstream.p2p.exchange.server import Server
 from weightstream.p2p.exchange.wire import Channel
+from weightstream.p2p.members import Member
 from weightstream.p2p.schedule import BLOCK_BYTES
 
 CHUNK = 4 * MIB
@@ -141,11 +142,11 @@ def test_what_a_receiver_does_not_give_its_home_does(
     blob, data = nodes.put(s3, SIZE)
     slow_uplinks(nodes)
     refused: list[int] = []
-    send_part = server_of(nodes.nodes[2])._send_part
+    send_part = Server._send_part
 
-    def refuse(channel: Channel, flight: Flight, start: int, stop: int) -> None:
+    def refuse(server: Server, channel: Channel, flight: Flight, start: int, stop: int) -> None:
         if flight.from_origin:
-            send_part(channel, flight, start, stop)
+            send_part(server, channel, flight, start, stop)
             return
         refused.append(start)
         length = b"Content-Length: %d\r\n\r\n" % (stop - start)
@@ -165,7 +166,7 @@ def test_what_a_receiver_does_not_give_its_home_does(
                 channel.sock.sendall(b"HTTP/1.1 102 Processing\r\n\r\n")
                 time.sleep(0.1)
 
-    monkeypatch.setattr(server_of(nodes.nodes[2]), "_send_part", refuse)
+    monkeypatch.setattr(Server, "_send_part", refuse)
     assert nodes.load_all(blob) == [data] * 5
     assert refused
     assert nodes.origin_bytes(blob) <= 1.3 * blob.size
@@ -306,19 +307,19 @@ def test_a_reader_that_comes_meanwhile_gets_its_bytes(
     nodes = crowd(cluster)
     blob, data = nodes.put(s3, SIZE)
     slow_uplinks(nodes)
-    node = nodes.nodes[0]
     read: list[bytes] = []
     over = threading.Event()
 
     def fault() -> None:
         while not over.wait(0.005):
-            flights = node.exchange._relay(blob).flights()
-            shared = [flight for flight in flights if flight.scatter and not flight.is_over]
-            if shared:
-                extent = shared[0].extent
-                read.append(node.read(blob, extent, urgent=True))
-                read.append(data[extent.start : extent.stop])
-                return
+            for node in nodes.nodes:
+                flights = node.exchange._relay(blob).flights()
+                shared = [flight for flight in flights if flight.scatter and not flight.is_over]
+                if shared:
+                    extent = shared[0].extent
+                    read.append(node.read(blob, extent, urgent=True))
+                    read.append(data[extent.start : extent.stop])
+                    return
 
     faulting = threading.Thread(target=fault)
     faulting.start()
@@ -334,14 +335,42 @@ def test_a_reader_that_comes_meanwhile_gets_its_bytes(
 # The sender's side
 
 
+def test_a_chunk_is_the_last_when_most_others_have_read_all_of_theirs(
+    cluster: ClusterFactory, s3: S3Server
+) -> None:
+    nodes = cluster(1)
+    blob, _ = nodes.put(s3, 6 * MIB)
+    (node,) = nodes.nodes
+    relay = node.exchange._relay(blob)
+    for other in "abc":
+        node.told.everybody[other] = Member(other, "127.0.0.1", 1, "")
+        relay.crowd.add(other, True, bytes(relay.n_chunks), 0)
+    own = [i for i in range(relay.n_chunks) if relay.reader(i) == node.name]
+    theirs = [[i for i in range(relay.n_chunks) if relay.reader(i) == other] for other in "ab"]
+    whole = range(relay.n_chunks)
+
+    def is_last_with(*missing: int) -> bool:
+        relay._let_go, relay._first_missing = set(whole) - set(missing), 0
+        return relay.is_last(own[-1])
+
+    assert is_last_with(own[-1])
+    assert is_last_with(own[-1], theirs[0][-1]), "two of four have nothing to do"
+    assert not is_last_with(own[-1], theirs[0][-1], theirs[1][-1])
+    assert not is_last_with(own[-1], theirs[0][-1], own[-2]), "this node has more to read"
+    node.told.suspect("c", "the test says so")
+    more = [i for i in whole if relay.crowd.home(i) == "c" and relay.reader(i) == node.name]
+    assert not is_last_with(own[-1], more[0]), "nor what it reads for one that died"
+
+
 def test_each_receiver_is_told_once() -> None:
     passing = Passing(8 * MIB)
     numbers = [passing.begin(node) for node in "abc"]
     time.sleep(0.1)
     for number in numbers:
         passing.sent(number, BLOCK_BYTES)
-    assert passing.scatter() == ("a", "b", "c")
-    assert passing.scatter() == ()
+    assert passing.scatter(8 * MIB) == ("a", "b", "c")
+    passing.told(("a", "b", "c"))
+    assert passing.scatter(8 * MIB) == ()
 
 
 def test_answers_that_are_over_are_nobodys() -> None:
@@ -351,11 +380,18 @@ def test_answers_that_are_over_are_nobodys() -> None:
     for number in numbers[:3]:
         passing.sent(number, BLOCK_BYTES)
     passing.end(numbers[1])
-    assert passing.scatter() == ()
+    assert passing.scatter(8 * MIB) == ()
     for number in (numbers[0], numbers[2], *numbers[3:]):
         passing.end(number)
     passing.sent(passing.begin("d"), BLOCK_BYTES)
-    assert passing.scatter() == ()
+    assert passing.scatter(8 * MIB) == ()
+
+
+def test_it_is_not_looked_at_with_each_piece() -> None:
+    passing = Passing(8 * MIB)
+    begun_s = time.monotonic()
+    looks = sum(passing.is_due() for _ in range(1000))
+    assert 1 <= looks <= 2 + (time.monotonic() - begun_s) / 0.05
 
 
 # The flight

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from tests.p2p.exchange.conftest import MIB, Cluster, ClusterFactory, Node
 
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.fetch.source import Source, Transfer
-from weightstream.p2p.exchange import client
+from weightstream.p2p.exchange import client, joining
 from weightstream.p2p.exchange.crowds import pack_flags
 from weightstream.p2p.members import Member
 
@@ -52,7 +53,10 @@ def post(node: Node, path: str, message: Mapping[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def test_the_others_take_over_from_a_slow_home(cluster: ClusterFactory, s3: S3Server) -> None:
+def test_the_others_take_over_from_a_slow_home(
+    cluster: ClusterFactory, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "_BATCH_S", 0.4)  # on a busy machine one would begin alone
     nodes = cluster(3)
     blob, data = nodes.put(s3, 6 * MIB)
     slow = slowed(nodes.nodes[0], 1.5)
@@ -136,6 +140,32 @@ def test_a_home_gives_each_chunk_once_and_only_its_own(
     assert post(nodes.nodes[0], "/v1/take", taking | {"blob": "0" * 32}) == {}
     loader.join(60)
     assert nodes.nodes[0].read(blob) == data
+
+
+def test_what_a_home_reads_for_one_that_died_is_taken_over_as_well(
+    cluster: ClusterFactory, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "SILENCE_S", 20.0)  # the test says when it is dead
+    nodes = cluster(1, peer_window=MIB)  # few of the other's chunks are on their way
+    blob, data = nodes.put(s3, 6 * MIB)
+    (node,) = nodes.nodes
+    slow = slowed(node, 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        node.told.everybody["dead"] = Member("dead", "127.0.0.1", silent.getsockname()[1], "")
+        relay = node.exchange._relay(blob)
+        relay.crowd.add("dead", True, bytes(24), 0)
+        loader = threading.Thread(target=lambda: node.load(blob))
+        loader.start()
+        while not slow.begun:
+            time.sleep(0.01)
+        taking = thief(nodes, blob, 1)
+        taken = list(iter(lambda: post(node, "/v1/take", taking).get("chunk"), None))
+        assert {relay.crowd.home(i) for i in taken} == {node.name}
+        node.told.suspect("dead", "the test says so")
+        taken = list(iter(lambda: post(node, "/v1/take", taking).get("chunk"), None))
+        assert {relay.crowd.home(i) for i in taken} == {"dead"}
+    loader.join(60)
+    assert node.read(blob) == data
 
 
 @pytest.mark.slow

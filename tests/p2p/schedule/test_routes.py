@@ -5,7 +5,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightstream.p2p.schedule import ORIGIN, Homes, View, parent, route, standing
+from weightstream.p2p.schedule import ORIGIN, Homes, View, acting_home, parent, route, standing
 
 CHUNKS = st.integers(0, 500)
 
@@ -216,3 +216,13 @@ def test_who_has_taken_it_over_is_asked_before_all_others(
         assert moved == asks
     else:
         assert moved == (taker, *(ask for ask in asks if ask != taker))
+
+
+@given(views(fan_outs=(None,)), CHUNKS)
+def test_who_reads_a_chunk_is_the_one_whose_route_begins_with_the_origin(
+    view: View, chunk: int
+) -> None:
+    bare = replace(view, holders={}, slow=frozenset())
+    own = [n for n in view.homes.order if n not in view.down or n == view.me]
+    found = [n for n in own if route(replace(bare, me=n), chunk).is_own]
+    assert found == [acting_home(bare, chunk)] or not own

@@ -55,7 +55,8 @@ class Engine:
         self._flows: list[Flow] = []
         self._events = 0
         self._threads = 0
-        self._busy = 0
+        self._busy = self._for_readers = 0
+        """Threads with a job, and those of them that run one because a reader waits."""
         self._polling = False
         self._watching = False
         self._ended_bytes = 0
@@ -64,7 +65,8 @@ class Engine:
     def start(self, wanted: Sequence[Wanted], source: Source, store: Store | None) -> Flow:
         """Begin to fetch; returns at once. Close the flow when done."""
         parts = [self._part(one, store) for one in wanted]
-        claims = Claims(parts, self.settings.range_size, self.settings.share_wait_s)
+        plans, settings = isinstance(source, Plans), self.settings
+        claims = Claims(parts, settings.range_size, settings.share_wait_s, plans)
         flow = Flow(parts, source, store, self.write_back, self._kick, claims)
         with self._changed:
             if not self._flows:
@@ -135,9 +137,11 @@ class Engine:
 
     def _target(self) -> int:
         """Return how many ranges may run: a few more while a reader waits, who must not queue
-        behind ranges of 8 MiB on a slow link; never more than the settings allow."""
-        urgent = any(f.urgency is Priority.DEMAND for f in tuple(self._flows) if not f.ended)
-        wanted = self._concurrency.target + (_FOR_READERS if urgent else 0)
+        behind ranges of 8 MiB on a slow link, nor behind those that run from before fewer were
+        found to do; never more than the settings allow."""
+        wanted = self._concurrency.target
+        if any(f.urgency is Priority.DEMAND for f in tuple(self._flows) if not f.ended):
+            wanted = max(wanted, self._busy - self._for_readers) + _FOR_READERS
         return min(wanted, self._concurrency.limit)
 
     def _work(self) -> None:
@@ -156,15 +160,18 @@ class Engine:
             with self._changed:
                 seen = self._events
                 free = self._busy < self._target()
+                is_extra = self._busy >= self._concurrency.target
                 if free:
                     self._busy += 1
+                    self._for_readers += is_extra
             if free:
-                job = self._claim()
+                job = self._claim(is_extra)
                 if job is not None:
                     self._pass_polling_on()
                     return job
                 with self._changed:
                     self._busy -= 1
+                    self._for_readers -= is_extra
                     self._window_saturated = False
             with self._changed:
                 if seen == self._events and not self._sleep(idle_until):
@@ -193,11 +200,11 @@ class Engine:
         patience_s = _IDLE_S if self._flows else max(0.0, idle_until - now)
         return self._changed.wait(patience_s) or bool(self._flows)
 
-    def _claim(self) -> Job | None:
+    def _claim(self, for_reader: bool) -> Job | None:
         now = time.monotonic()
         for flow in sorted(self._flows, key=lambda flow: flow.urgency):
             if not flow.ended and now >= flow.quiet_until_s:
-                job = flow.claim()
+                job = flow.claim(for_reader)
                 if job is not None:
                     return job
         return None
@@ -205,6 +212,7 @@ class Engine:
     def _end(self, job: Job) -> None:
         with self._changed:
             self._busy -= 1
+            self._for_readers -= job.for_reader
             self._events += 1
             self._ended_bytes += job.position
             self._flows = [flow for flow in self._flows if not flow.ended or flow.jobs]

@@ -185,13 +185,14 @@ class Flow:
         """Return the number of pieces that have not landed."""
         return self._left
 
-    def claim(self) -> Job | None:
-        """Return the next job, or None when there is nothing to do right now."""
+    def claim(self, for_reader: bool) -> Job | None:
+        """Return the next job, or None when there is nothing to do right now: `for_reader` says
+        that only what a reader waits for counts."""
         with self._claiming:
             if self.ended or time.monotonic() < self._refused_until_s:
                 return None
             self._refused_until_s = 0.0
-            run = self._claims.next_run()
+            run = self._claims.next_run(for_reader)
             if run is None:
                 return None
             try:
@@ -204,7 +205,7 @@ class Flow:
                 self._refused_until_s = time.monotonic() + _REFUSED_S
                 self._claims.put_back(run.pieces)
                 return None
-            return self._begin(run, lease)
+            return self._begin(run, lease, for_reader)
 
     def run(self, job: Job, deadline_s: float) -> None:
         """Do a claimed job, on a thread of the engine."""
@@ -274,8 +275,8 @@ class Flow:
             lease = landing.reserve(run.extent)
         return lease
 
-    def _begin(self, run: Run, lease: Lease) -> Job | None:
-        job = Job(self, run, lease)  # pyright: ignore[reportArgumentType]
+    def _begin(self, run: Run, lease: Lease, for_reader: bool) -> Job | None:
+        job = Job(self, run, lease, for_reader)  # pyright: ignore[reportArgumentType]
         with self._lock:
             if not self.stopping:
                 for piece in run.pieces:

@@ -79,8 +79,10 @@ class Attempt:
 class Job:
     """Pieces that adjoin, fetched by one request from one source into one lease."""
 
-    def __init__(self, flow: "Flow", run: Run, lease: Lease) -> None:
+    def __init__(self, flow: "Flow", run: Run, lease: Lease, for_reader: bool) -> None:
         self.flow = flow
+        self.for_reader = for_reader
+        """It runs beside as many as are found to do, because a reader waits."""
         self.part = run.part
         self.pieces = run.pieces
         self.extent = run.extent

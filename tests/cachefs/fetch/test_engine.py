@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tests.cachefs.fetch.sources import (
     content,
     fail_once_after,
 )
-from tests.conftest import LogWatch
+from tests.conftest import LogWatch, SettingsFactory
 
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch import Engine, Flow, Priority, Wanted
@@ -32,6 +33,7 @@ from weightstream.errors import (
 )
 from weightstream.settings import Settings
 
+MIB = 1 << 20
 CHUNK = 256 << 10
 SIZE = 10 * CHUNK + 12345
 BLOB = Blob("s3://bucket/model.safetensors", SIZE, "v1")
@@ -412,3 +414,30 @@ def test_nothing_is_charged_after_the_flow(engine: Engine) -> None:
     while engine.budget.used_bytes and time.monotonic() < until:
         time.sleep(0.01)
     assert engine.budget.used_bytes == 0
+
+
+def test_a_reader_waits_for_no_range_that_runs_from_before_fewer_were_to_run(
+    store_settings: SettingsFactory,
+) -> None:
+    blob, may_go = Blob("s3://models/m/a", 16 * MIB, "v1"), threading.Event()
+
+    def behave(request: Request, sent: int) -> None:
+        if request.number < 8:
+            assert may_go.wait(20)
+
+    source = FakeSource({blob: content(blob.size)}, behave)
+    engine = Engine(store_settings(chunk_size=MIB, range_size=MIB, max_concurrency=12))
+    engine._concurrency = replace(engine._concurrency, target=8, hold_windows=1000)
+    with engine.start([Wanted(blob, BufferLanding(blob), (blob.whole(),))], source, None) as flow:
+        while len(source.requests) < 8:
+            time.sleep(0.001)
+        engine._concurrency = replace(engine._concurrency, target=2)
+        for chunk in (15, 14, 13):
+            demanded = Extent(chunk * MIB, (chunk + 1) * MIB)
+            flow.boost(blob, demanded)
+            flow.boost(blob, demanded)  # what is asked for twice counts once
+            flow.wait(blob, demanded, timeout_s=10)
+        assert [request.extent.start // MIB for request in source.requests[8:]] == [15, 14, 13]
+        may_go.set()
+        flow.join()
+    engine.close()

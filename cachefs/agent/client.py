@@ -18,6 +18,7 @@ from weightstream.cachefs.agent import wire
 from weightstream.cachefs.agent.finding import find_agent
 from weightstream.cachefs.agent.links import Link, Links
 from weightstream.cachefs.blob import Blob, Extent
+from weightstream.cachefs.fetch.memory import populate
 from weightstream.cachefs.fetch.source import Source, Transfer
 from weightstream.cachefs.origin import Checksum
 from weightstream.cachefs.origin.forks import forget_in_child
@@ -59,6 +60,7 @@ class AgentSource:
 
     def read_into(self, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
         """Fill `into`; see `Source.read_into`."""
+        populate(into)
         done = self._read_agent(blob, start, into, transfer) if self._may_ask(blob) else 0
         if done < len(into):
             self.name = self._fallback.name

@@ -20,7 +20,7 @@ from weightstream.cachefs.fetch.landing import HoldsBack, Lease, Priority
 from weightstream.cachefs.fetch.memory import populate
 from weightstream.cachefs.fetch.piece import Part, Stage
 from weightstream.cachefs.fetch.progress import Meter, Progress
-from weightstream.cachefs.fetch.source import Plan, Source
+from weightstream.cachefs.fetch.source import Plan, Plans, Source
 from weightstream.cachefs.store import Store
 from weightstream.cachefs.store.write_back import WriteBack
 from weightstream.errors import (
@@ -210,7 +210,8 @@ class Flow:
     def run(self, job: Job, deadline_s: float) -> None:
         """Do a claimed job, on a thread of the engine."""
         try:
-            if job.part.landing.exposes_memory:  # so it is fresh: slabs are used again and again
+            is_fresh = job.part.landing.exposes_memory  # slabs are used again and again
+            if is_fresh and (job.from_store or not isinstance(self.source, Plans)):
                 populate(job.lease.view)
             if job.from_store:
                 self._read_store(job)

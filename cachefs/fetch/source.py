@@ -66,7 +66,12 @@ class Plan(Protocol):
 
 @runtime_checkable
 class Plans(Protocol):
-    """A source that wants to know what a flow is going to ask for, to begin with it by itself."""
+    """A source that wants to know what a flow is going to ask for, to begin with it by itself.
+
+    Its readers wait for what comes in another order than they ask: so it is the source that faults
+    fresh memory in (`memory.populate`), once it has bytes for it. When all that was asked for was
+    faulted in at once, a crowd of 8 nodes on 2 cores began 0.3 s later.
+    """
 
     def plan(self, wanted: Sequence[tuple[Blob, tuple[Extent, ...]]]) -> Plan:
         """Begin with these extents, until the plan is closed. May wait; raises nothing."""

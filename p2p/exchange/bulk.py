@@ -112,12 +112,16 @@ class Bulk:
         self._closed = False
 
     def add(self, planned: Sequence[Planned]) -> None:
-        """Begin to follow a plan."""
+        """Follow a plan from the next `poke` on."""
         with self._changed:
             self._planned.extend(planned)
-            crowd = max((len(one.relay.crowd.nodes) for one in planned), default=1)
+
+    def poke(self) -> None:
+        """Say that there is work."""
+        with self._changed:
+            crowd = max((len(one.relay.crowd.nodes) for one in self._planned), default=1)
             most = max(self._most, min(_MOST_CROWD, crowd))
-            while self._threads < most and not self._closed:
+            while self._threads < most and self._planned and not self._closed:
                 self._threads += 1
                 threading.Thread(target=self._run, daemon=True, name="weightstream-bulk").start()
             self._changed.notify_all()

@@ -187,7 +187,8 @@ class Exchange:
         for one in planned:
             self._joining.wait(one.relay, urgent=False)
         self._bulk.add([one for one in planned if one.is_open])
-        self._gate.poke()
+        self._gate.poke()  # before bulk takes memory, which it is given page by page
+        self._bulk.poke()
 
     # What the server asks
 

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from weightstream.cachefs.fetch.memory import populate
 from weightstream.cachefs.fetch.source import Transfer
 from weightstream.cachefs.store.write_back import copy
 from weightstream.errors import LoadCancelled, UnavailableError
@@ -91,6 +92,8 @@ class ChunkReader:
             slab = flight.hold()
             if slab is None:
                 return done
+            if not done:
+                populate(into)  # only now: see `Plans`
             try:
                 copy(slab.view[offset + done : offset + done + count], into[done : done + count])
             finally:

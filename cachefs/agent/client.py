@@ -141,6 +141,9 @@ class AgentPlan:
     def __init__(self, link: Link | None) -> None:
         self._link = link
 
+    def hurry(self, blob: Blob, extent: Extent) -> None:
+        """See `Plan`: the agent hears of it with the bytes that it is asked for."""
+
     def close(self) -> None:
         """End it."""
         if self._link is not None:

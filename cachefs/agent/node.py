@@ -121,6 +121,9 @@ class Agent:
 class NoPlan:
     """A plan of a source that has nothing to begin with."""
 
+    def hurry(self, blob: Blob, extent: Extent) -> None:
+        """Nothing is on its way."""
+
     def close(self) -> None:
         """End nothing."""
 

@@ -108,6 +108,10 @@ class Flow:
         for part in self._by_blob.get(blob, []):
             self._claims.boost(part.overlapping(extent))
         self.poke()
+        with self._lock:
+            plan = self._plan
+        if plan is not None:  # what comes as bulk goes first from now on
+            plan.hurry(blob, extent)
 
     def brings(self, blob: Blob, extent: Extent) -> bool:
         """Say whether some of `extent` is still to land."""

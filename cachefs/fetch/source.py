@@ -59,6 +59,10 @@ class Source(Protocol):
 class Plan(Protocol):
     """What a source was told about the future of one flow."""
 
+    def hurry(self, blob: Blob, extent: Extent) -> None:
+        """Hear that a reader waits for these bytes now; returns at once."""
+        ...
+
     def close(self) -> None:
         """Say that the flow has ended."""
         ...

@@ -91,6 +91,7 @@ class Bringer:
             return False
         flight.begin(slab)
         flight.is_whole = True  # each is asked once
+        flight.urgent |= flight.is_hurried
         for node in sorted(having, key=lambda node: (node in crowd.slow, node)):
             flight.restart()
             try:

@@ -52,6 +52,11 @@ class ElsewhereError(PeerError):
 class Sink(Protocol):
     """Who receives a chunk."""
 
+    @property
+    def is_hurried(self) -> bool:
+        """Say that a reader has come to wait for bulk: other bulk gives way to it from now on."""
+        ...
+
     def began(self, interrupt: Callable[[], None]) -> None:
         """Hear that the peer is asked for bulk, and how to end the wait for it."""
         ...
@@ -167,9 +172,10 @@ class PeerClient:
     def _read_body(
         self, channel: Channel, member: Member, into: memoryview, sink: Sink, fault: bool
     ) -> None:
-        turn = self._lanes.fault() if fault else contextlib.nullcontext()
-        with _breaking_off(member), self.paces.asked(member.node), turn:
-            channel.read_body(into, self._advance(member.node, sink, fault))
+        with _breaking_off(member), self.paces.asked(member.node), contextlib.ExitStack() as lane:
+            if fault:
+                lane.enter_context(self._lanes.fault())
+            channel.read_body(into, self._advance(member.node, channel, sink, lane, fault))
 
     def tell(self, member: Member, path: str, message: Mapping[str, Any]) -> dict[str, Any]:
         """Post a JSON message; return the answer."""
@@ -193,12 +199,21 @@ class PeerClient:
         for channel in channels:
             channel.close()
 
-    def _advance(self, node: str, sink: Sink, fault: bool) -> Callable[[int], None]:
+    def _advance(
+        self, node: str, channel: Channel, sink: Sink, lane: contextlib.ExitStack, fault: bool
+    ) -> Callable[[int], None]:
+        goes_first = fault
+
         def advance(count: int) -> None:
+            nonlocal goes_first
             self.paces.got(node, count)
             self.received_bytes += count  # threads may lose one another's: it only must grow
             sink.advance(count)
-            if fault:
+            if sink.is_hurried and not goes_first:
+                goes_first = True
+                lane.enter_context(self._lanes.fault())
+                channel.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, FAULT_BYTES)
+            if goes_first:
                 self._lanes.moves()
             else:
                 self._lanes.give_way()

@@ -60,6 +60,12 @@ class _Plan:
         self._exchange = exchange
         self.planned = planned
 
+    def hurry(self, blob: Blob, extent: Extent) -> None:
+        """See `Plan`."""
+        for one in self.planned:
+            if one.relay.blob == blob:
+                one.relay.hurry_running(extent)
+
     def close(self) -> None:
         """Say that the reader is done."""
         self._exchange.end_plan(self.planned)

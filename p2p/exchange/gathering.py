@@ -144,6 +144,9 @@ class _BlockSink:
         self._giver = giver
         self._until_s = time.monotonic() + patience_s
 
+    is_hurried = False
+    """A chunk that a reader has come to is not gathered."""
+
     def began(self, interrupt: Callable[[], None]) -> None:
         """See `Sink`."""
 

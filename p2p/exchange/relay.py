@@ -362,18 +362,24 @@ class Relay:
         ).start()
 
     def hurry(self, flight: Flight) -> None:
-        """A reader waits for it: bring it before bulk, anew if it runs as bulk."""
-        if flight.is_hurried or flight.urgent:
+        """A reader waits for it, and says so again as long as it does: bring it before bulk."""
+        if flight.urgent:
             return
         if flight.is_parked:
             flight.urgent = True
             self.start(flight)
-            return
-        if flight.is_at_gate:
+        elif not flight.is_at_gate:
+            flight.hurry()
+        elif not flight.is_hurried:
             flight.is_hurried = True
             self._parts.gate.hurry(flight)
-        elif flight.position < len(flight.extent) // 2:
-            flight.hurry()
+
+    def hurry_running(self, extent: Extent) -> None:
+        """A reader waits for these bytes: bring what is on its way of them before bulk."""
+        for i in range(extent.start // self.chunk_size, -(-extent.stop // self.chunk_size)):
+            flight = self.flight(i)
+            if flight is not None and not flight.is_over:
+                self.hurry(flight)
 
     def want_own(self, flight: Flight, urgent: bool) -> None:
         """Have this node's gate bring a flight."""

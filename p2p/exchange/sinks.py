@@ -72,6 +72,11 @@ class FlightSink:
         self._progress = -1
         self._until_s = time.monotonic() + _STUCK_S
 
+    @property
+    def is_hurried(self) -> bool:
+        """See `Sink`."""
+        return self._flight.is_hurried
+
     def began(self, interrupt: Callable[[], None]) -> None:
         """See `Sink`."""
         self._flight.asks(interrupt)
@@ -102,7 +107,7 @@ class FlightSink:
         self._look()
 
     def _look(self) -> None:
-        if self._flight.is_hurried and not self._flight.urgent:
+        if self._flight.asks_again and not self._flight.urgent:
             raise HurryError("a reader waits for it")
         if self._flight.scatter is not None:
             raise ScatteredError("the rest of it is shared")

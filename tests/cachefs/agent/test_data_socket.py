@@ -87,6 +87,9 @@ class Reads:
         self.plans.append(wanted)
         return self
 
+    def hurry(self, blob: Blob, extent: Extent) -> None:
+        """See `Plan`."""
+
     def close(self) -> None:
         self.ended.set()
 

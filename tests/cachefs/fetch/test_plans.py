@@ -1,15 +1,21 @@
 """What a source is told of a flow, and when that ends."""
 
+import ctypes
+import mmap
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from tests.cachefs.fetch.sources import BufferLanding
 from tests.conftest import SettingsFactory
 from tests.kit.models import random_bytes
 
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch import Engine, Flow, Priority, Wanted
+from weightstream.cachefs.fetch.claims import Claims
+from weightstream.cachefs.fetch.piece import Part
 from weightstream.cachefs.fetch.plans import joined
 from weightstream.cachefs.fetch.source import Transfer
 from weightstream.cachefs.prefetch import SlabLanding
@@ -30,6 +36,7 @@ class Planner:
 
     def __init__(self) -> None:
         self.plans: list[Told] = []
+        self.hurried: list[Extent] = []
         self.told = threading.Event()
         self.ended = threading.Event()
         self.may_answer = threading.Event()
@@ -48,8 +55,55 @@ class Planner:
             raise UnavailableError("closing")
         return self
 
+    def hurry(self, blob: Blob, extent: Extent) -> None:
+        self.hurried.append(extent)
+
     def close(self) -> None:
         self.ended.set()
+
+
+class Unplanned:
+    """A source that does nothing until it may."""
+
+    name = "waiting"
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.may_go = threading.Event()
+
+    def read_into(self, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
+        self.asked.set()
+        assert self.may_go.wait(10)
+        transfer.advance(len(into))
+
+
+class Waiting(Unplanned):
+    """One that hears of plans."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = threading.Event()
+        self.hurried: list[Extent] = []
+
+    def plan(self, wanted: Told) -> "Waiting":
+        self.told.set()
+        return self
+
+    def hurry(self, blob: Blob, extent: Extent) -> None:
+        self.hurried.append(extent)
+
+    def close(self) -> None:
+        return
+
+
+def resident_bytes(memory: mmap.mmap) -> int:
+    """Return how much of a mapping has pages."""
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    pages = (ctypes.c_ubyte * (len(memory) // mmap.PAGESIZE))()
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+    assert libc.mincore(address, len(memory), pages) == 0
+    return mmap.PAGESIZE * sum(page & 1 for page in pages)
 
 
 @pytest.fixture
@@ -133,3 +187,47 @@ def test_a_source_that_takes_no_plan_is_read_all_the_same(engine: Engine) -> Non
 def test_neighbours_are_joined_in_the_order_in_which_they_are_wanted() -> None:
     given = [Extent(4, 6), Extent(6, 7), Extent(0, 2), Extent(2, 4)]
     assert joined(given) == (Extent(4, 7), Extent(0, 4))
+
+
+@pytest.mark.parametrize("plans", [True, False])
+def test_memory_is_faulted_in_ahead_but_not_for_a_source_that_begins_by_itself(
+    store_settings: SettingsFactory, plans: bool
+) -> None:
+    engine = Engine(store_settings(chunk_size=8 * MIB, range_size=8 * MIB))
+    blob = Blob("s3://models/m/large", 32 * MIB, "v1")
+    source = Waiting() if plans else Unplanned()
+    landing = BufferLanding(blob)
+    with engine.start([Wanted(blob, landing, (blob.whole(),))], source, None) as flow:
+        assert source.asked.wait(10)
+        resident = resident_bytes(landing.memory)
+        source.may_go.set()
+        flow.join()
+    engine.close()
+    assert (resident == 0) is plans
+
+
+def test_a_source_hears_at_once_that_a_reader_waits(engine: Engine) -> None:
+    blob = Blob("s3://models/m/large", 32 * MIB, "v1")
+    source, extent = Waiting(), Extent(8 * MIB, 16 * MIB)
+    with engine.start([Wanted(blob, BufferLanding(blob), (blob.whole(),))], source, None) as flow:
+        assert source.told.wait(10)
+        deadline_s = time.monotonic() + 10
+        while not source.hurried and time.monotonic() < deadline_s:  # it was told a moment ago
+            flow.boost(blob, extent)
+            time.sleep(0.01)
+        source.may_go.set()
+        flow.join()
+    assert source.hurried[0] == extent
+
+
+@pytest.mark.parametrize("plans", [True, False])
+def test_a_source_that_brings_the_rest_by_itself_is_asked_for_one_chunk_at_a_time(
+    plans: bool,
+) -> None:
+    blob = Blob("s3://models/m/large", 8 * MIB, "v1")
+    part = Part(Wanted(blob, BufferLanding(blob), (blob.whole(),)), None, False, MIB)
+    claims = Claims([part], 4 * MIB, 1.0, plans)
+    claims.boost(part.overlapping(Extent(2 * MIB, 3 * MIB)))
+    run = claims.next_run()
+    assert run is not None
+    assert run.extent == Extent(2 * MIB, (3 if plans else 6) * MIB)

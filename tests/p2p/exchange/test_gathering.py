@@ -14,7 +14,7 @@ from tests.p2p.exchange.conftest import MIB, Cluster, ClusterFactory, Node
 from weightstream import metrics
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.errors import LoadCancelled
-from weightstream.p2p.exchange import Exchange
+from weightstream.p2p.exchange import Exchange, flights
 from weightstream.p2p.exchange.flights import Flight, Scatter
 from weightstream.p2p.exchange.passing import Passing
 from weightstream.p2p.exchange.server import Server
@@ -397,6 +397,16 @@ def test_it_is_not_looked_at_with_each_piece() -> None:
 # The flight
 
 
+class Clock:
+    """Stands in for the module `time`."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
 class Memory:
     """A slab."""
 
@@ -445,6 +455,31 @@ def test_what_came_before_a_flight_began_anew_is_not_there() -> None:
     flight.put_block(2)
     flight.restart()
     assert not flight.wait_part(2 * BLOCK_BYTES, 3 * BLOCK_BYTES, 0.0)
+
+
+def test_a_chunk_that_a_reader_has_come_to_is_asked_for_again_only_if_it_comes_slowly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(flights, "time", clock)
+    fresh, slow, quick, much = (running(4 * BLOCK_BYTES) for _ in range(4))
+    for flight in (slow, quick):
+        flight.advance(BLOCK_BYTES)
+    much.advance(3 * BLOCK_BYTES)
+    everything = (fresh, slow, quick, much)
+    for flight in everything:
+        flight.hurry()
+        flight.hurry()  # another reader, at once
+    assert all(flight.is_hurried for flight in everything), "bulk gives way to it"
+    assert [flight.asks_again for flight in everything] == [True, False, False, False]
+    clock.now_s += 0.06
+    quick.advance(BLOCK_BYTES // 4)
+    for flight in everything:
+        flight.hurry()
+    assert [flight.asks_again for flight in everything] == [True, True, False, False]
+    clock.now_s += 0.06
+    quick.hurry()
+    assert quick.asks_again, "it came to a halt"
 
 
 def test_only_bulk_of_the_home_that_says_so_is_shared() -> None:

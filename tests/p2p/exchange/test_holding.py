@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -15,6 +15,7 @@ from tests.p2p.exchange.conftest import MIB, ClusterFactory, Node
 
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.p2p.exchange import Exchange, lanes
+from weightstream.p2p.exchange.client import ChunkName
 from weightstream.p2p.exchange.lanes import Hold, Lanes
 from weightstream.p2p.exchange.wire import Channel
 
@@ -167,6 +168,47 @@ def test_bulk_goes_on_as_soon_as_a_fault_is_over() -> None:
     made.give_way()
     assert 0.3 < time.monotonic() - began_s < 5.0
     faulting.join()
+
+
+class Hurried:
+    """A sink to which a reader comes with the first bytes; remembers whether bulk was held up."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        self._lanes = lanes
+        self.is_hurried = False
+        self.held: list[bool] = []
+
+    def began(self, interrupt: Callable[[], None]) -> None:
+        return
+
+    def ended(self) -> None:
+        return
+
+    def advance(self, count: int) -> None:
+        self.held.append(self._lanes._faults > 0)
+        self.is_hurried = True
+
+    def waiting(self, chain: tuple[str, ...], progress: int) -> None:
+        return
+
+
+def test_bulk_gives_way_to_bulk_that_a_reader_has_come_to(
+    cluster: ClusterFactory, s3: S3Server
+) -> None:
+    nodes = cluster(2, chunk_size=4 * MIB)
+    blob, data = nodes.put(s3, 4 * MIB)
+    holder, asker = nodes.nodes
+    assert holder.load(blob) == data
+    client = asker.exchange._client
+    sink, into = Hurried(client._lanes), bytearray(blob.size)
+    member = asker.told.everybody[holder.name]
+    name = ChunkName(blob, 4 * MIB, 0)
+    client.fetch(member, name, memoryview(into), sink, fault=False, insist=False)
+    assert into == data
+    assert len(sink.held) > 1
+    assert not sink.held[0]
+    assert all(sink.held[1:])
+    assert not client._lanes._faults, "it is over"
 
 
 def test_what_was_sent_is_waited_for_until_it_is_there() -> None:

@@ -18,7 +18,6 @@ from weightstream.cachefs.agent import wire
 from weightstream.cachefs.agent.finding import find_agent
 from weightstream.cachefs.agent.links import Link, Links
 from weightstream.cachefs.blob import Blob, Extent
-from weightstream.cachefs.fetch.memory import populate
 from weightstream.cachefs.fetch.source import Source, Transfer
 from weightstream.cachefs.origin import Checksum
 from weightstream.cachefs.origin.forks import forget_in_child
@@ -45,6 +44,7 @@ class AgentSource:
 
     def __init__(self, fallback: Fallback, root_uri: str, settings: Settings) -> None:
         self.name = "agent"
+        self.brings = False  # it may be that there is no agent
         self._fallback = fallback
         self._root = root_uri
         self._settings = settings
@@ -60,7 +60,6 @@ class AgentSource:
 
     def read_into(self, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
         """Fill `into`; see `Source.read_into`."""
-        populate(into)
         done = self._read_agent(blob, start, into, transfer) if self._may_ask(blob) else 0
         if done < len(into):
             self.name = self._fallback.name
@@ -142,7 +141,7 @@ class AgentPlan:
         self._link = link
 
     def hurry(self, blob: Blob, extent: Extent) -> None:
-        """See `Plan`: the agent hears of it with the bytes that it is asked for."""
+        """See `Plan`: the agent hears of it with the next range that it is asked for."""
 
     def close(self) -> None:
         """End it."""
@@ -156,6 +155,7 @@ class _Counted:
     def __init__(self, transfer: Transfer) -> None:
         self.done = 0
         self.step_bytes = transfer.step_bytes
+        self.is_fresh = transfer.is_fresh
         self._transfer = transfer
         self.on_cancel = transfer.on_cancel
 

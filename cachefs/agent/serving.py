@@ -51,6 +51,7 @@ class Relay:
     """The `Transfer` of one range: passes on how far it is, and that nobody wants it any more."""
 
     step_bytes = 1 << 20
+    is_fresh = False  # slots are faulted in when they are made
 
     def __init__(self, send: Callable[[int], None], urgent: bool) -> None:
         self.urgent = urgent

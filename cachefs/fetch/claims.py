@@ -52,11 +52,11 @@ class Claims:
     """The queues of one flow."""
 
     def __init__(
-        self, parts: Sequence[Part], range_bytes: int, share_wait_s: float, plans: bool = False
+        self, parts: Sequence[Part], range_bytes: int, share_wait_s: float, brings: bool = False
     ) -> None:
-        """`plans` says that the source was told what is wanted, and begins by itself."""
+        """`brings` is that of the source: see `Plans`."""
         self._range_bytes = range_bytes
-        self._plans = plans
+        self._brings = brings
         self._share_wait_s = share_wait_s
         self._lock = threading.Lock()
         self._pending: dict[Priority, deque[Piece]] = {p: deque() for p in Priority}
@@ -149,7 +149,7 @@ class Claims:
         to wait for a piece in the midst of a run waited for those before it (0.3 to 0.7 s).
         """
         pieces, start = [piece], piece.extent.start
-        if self._plans:
+        if self._brings:
             return pieces
         stop = start + self._range_bytes
         for other in piece.part.overlapping(Extent(start, stop))[1:]:

@@ -65,8 +65,8 @@ class Engine:
     def start(self, wanted: Sequence[Wanted], source: Source, store: Store | None) -> Flow:
         """Begin to fetch; returns at once. Close the flow when done."""
         parts = [self._part(one, store) for one in wanted]
-        plans, settings = isinstance(source, Plans), self.settings
-        claims = Claims(parts, settings.range_size, settings.share_wait_s, plans)
+        brings, settings = isinstance(source, Plans) and source.brings, self.settings
+        claims = Claims(parts, settings.range_size, settings.share_wait_s, brings)
         flow = Flow(parts, source, store, self.write_back, self._kick, claims)
         with self._changed:
             if not self._flows:
@@ -172,7 +172,7 @@ class Engine:
                 with self._changed:
                     self._busy -= 1
                     self._for_readers -= is_extra
-                    self._window_saturated = False
+                    self._window_saturated &= is_extra  # there may be bulk for others
             with self._changed:
                 if seen == self._events and not self._sleep(idle_until):
                     self._threads -= 1

@@ -79,6 +79,7 @@ class Flow:
         self.stopping = False
         self._parted = False
         self._plan: Plan | None = None
+        self._source_brings = isinstance(source, Plans) and source.brings
         self._process = os.getpid()
         self.throttled = False
         self.quiet_until_s = 0.0
@@ -214,9 +215,9 @@ class Flow:
     def run(self, job: Job, deadline_s: float) -> None:
         """Do a claimed job, on a thread of the engine."""
         try:
-            is_fresh = job.part.landing.exposes_memory  # slabs are used again and again
-            if is_fresh and (job.from_store or not isinstance(self.source, Plans)):
+            if job.is_fresh and (job.from_store or not self._source_brings):
                 populate(job.lease.view)
+                job.is_fresh = False
             if job.from_store:
                 self._read_store(job)
             else:

@@ -39,6 +39,7 @@ class Attempt:
     ) -> None:
         self._is_urgent = is_urgent
         self.step_bytes = step_bytes
+        self.is_fresh = False
         self._sink = sink
         self._lock = threading.Lock()
         self._callback: Callable[[], None] | None = None
@@ -88,6 +89,8 @@ class Job:
         self.extent = run.extent
         self.lease = lease
         self.from_store = run.from_store
+        self.is_fresh = run.part.landing.exposes_memory
+        """Its memory has no pages yet. Slabs have: they are used again and again."""
         self.position = 0
         self.begun_s = self.heard_s = self.asked_s = time.monotonic()
         self.hedged = False
@@ -127,6 +130,7 @@ class Job:
 
     def _attempt_once(self, source: Source) -> None:
         attempt = Attempt(self._advance, self._has_reader)
+        attempt.is_fresh, self.is_fresh = self.is_fresh, False
         with self._lock:
             self._attempt = attempt
         if self.flow.ended or self._rescue is not None:

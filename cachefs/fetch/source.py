@@ -12,6 +12,9 @@ class Transfer(Protocol):
     step_bytes: int
     """How often it wants to hear, at the least: bytes that are passed on must not lie around."""
 
+    is_fresh: bool
+    """The memory has no pages yet: a source that `brings` faults it in (`memory.populate`)."""
+
     @property
     def urgent(self) -> bool:
         """Say that a reader waits for this very range; may become true while it is read."""
@@ -70,12 +73,13 @@ class Plan(Protocol):
 
 @runtime_checkable
 class Plans(Protocol):
-    """A source that wants to know what a flow is going to ask for, to begin with it by itself.
+    """A source that wants to know what a flow is going to ask for, to begin with it by itself."""
 
-    Its readers wait for what comes in another order than they ask: so it is the source that faults
-    fresh memory in (`memory.populate`), once it has bytes for it. When all that was asked for was
-    faulted in at once, a crowd of 8 nodes on 2 cores began 0.3 s later.
-    """
+    brings: bool
+    """What it is asked for is on its way into memory of its own, in an order of its own. So it is
+    asked for one chunk at a time, and it is the source that faults fresh memory in, once it has
+    bytes for it: see `Transfer.is_fresh`. When all that was asked for was faulted in at once, a
+    crowd of 8 nodes on 2 cores began 0.3 s later."""
 
     def plan(self, wanted: Sequence[tuple[Blob, tuple[Extent, ...]]]) -> Plan:
         """Begin with these extents, until the plan is closed. May wait; raises nothing."""

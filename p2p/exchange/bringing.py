@@ -29,7 +29,7 @@ from weightstream.p2p.exchange.sinks import (
 )
 from weightstream.p2p.exchange.vouching import ask_digests
 from weightstream.p2p.members import Member
-from weightstream.p2p.schedule import ORIGIN, View, route
+from weightstream.p2p.schedule import ORIGIN, View, acting_home, route
 
 log = logging.getLogger(__name__)
 
@@ -91,12 +91,9 @@ class Bringer:
             return False
         flight.begin(slab)
         flight.is_whole = True  # each is asked once
-        flight.urgent |= flight.is_hurried
         for node in sorted(having, key=lambda node: (node in crowd.slow, node)):
-            flight.restart()
             try:
-                with flight.memory() as view:
-                    digest = self._ask(flight, alive[node], view, insist=False, is_last=True)
+                digest = self._ask_holder(flight, alive[node])
             except WeightstreamError as error:
                 log.info("%s; nor did the origin give chunk %d", error, flight.chunk)
                 continue
@@ -107,6 +104,18 @@ class Bringer:
             return True
         return False
 
+    def _ask_holder(self, flight: Flight, member: Member) -> bytes:
+        """Return what a holder says the chunk is that it gave; a reader may come meanwhile."""
+        flight.urgent |= flight.is_hurried
+        flight.restart()
+        with flight.memory() as view:
+            try:
+                return self._ask(flight, member, view, insist=False, is_last=True)
+            except HurryError:
+                flight.urgent = True
+                flight.restart()
+                return self._ask(flight, member, view, insist=False, is_last=True)
+
     def _from_peers(self, flight: Flight, view: memoryview) -> bytes | None:
         """Ask one after the other; None when it is the origin's turn."""
         tried: dict[str, int] = {}
@@ -114,9 +123,10 @@ class Bringer:
         left: set[str] = set()  # because they were slow: whoever stands in for them, may be we
         named = namer = ""
         for _ in range(_TRIES):
-            way = route(self._view(flight.urgent, frozenset(left)), flight.chunk)
+            view_now = self._view(flight.urgent, frozenset(left))
+            way = route(view_now, flight.chunk)
             node = named or next((ask for ask in way.asks if not tried.get(ask)), ORIGIN)
-            insist = node not in way.relays and node != self._crowd.home(flight.chunk)
+            insist = node not in way.relays and node != acting_home(view_now, flight.chunk)
             insist |= bool(named or node == namer)
             if not named and namer and tried[namer] < 2:  # whom it named does not give it
                 node, insist = namer, True

@@ -75,6 +75,7 @@ class Exchange:
     """Satisfies `Source` and `Home`; thread-safe; close it."""
 
     name = "peers"
+    brings = True
 
     def __init__(
         self,

@@ -91,7 +91,7 @@ class Gathering:
 
     def raise_if_over(self, giver: str) -> None:
         """Raise what ends a block that nobody wants any more, at least not in this way."""
-        if self._flight.is_hurried and not self._flight.urgent:
+        if self._flight.asks_again and not self._flight.urgent:
             raise HurryError("a reader waits for it")
         if self._is_broken_off:
             raise PeerError("the home of the chunk gives no more of it")
@@ -145,7 +145,7 @@ class _BlockSink:
         self._until_s = time.monotonic() + patience_s
 
     is_hurried = False
-    """A chunk that a reader has come to is not gathered."""
+    """Blocks come from several peers: what comes slowly is asked for again, as all of a fault."""
 
     def began(self, interrupt: Callable[[], None]) -> None:
         """See `Sink`."""

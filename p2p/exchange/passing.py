@@ -64,7 +64,10 @@ class Passing:
                     sent[node] = min(self._sent[number], sent.get(node, self._total_bytes))
             return scattered(sent, position, self._total_bytes, rate_bytes_s)
 
-    def told(self, receivers: tuple[str, ...]) -> None:
-        """Hear who shares the rest: nobody is told twice."""
+    def tell(self, receivers: tuple[str, ...]) -> bool:
+        """Hear who is to be told; False when one of them was a moment ago: nobody is told twice."""
         with self._lock:
-            self._told.update(receivers)
+            is_new = self._told.isdisjoint(receivers)
+            if is_new:
+                self._told.update(receivers)
+            return is_new

@@ -31,7 +31,8 @@ class ChunkReader:
         another flight, or from disk, when the memory of the first was needed meanwhile."""
         done, until_s = 0, time.monotonic() + self._deadline_s
         while done < len(into):
-            count = self._read_some(relay, i, offset + done, into[done:], transfer, urgent)
+            fresh = transfer.is_fresh and not done
+            count = self._read_some(relay, i, offset + done, into[done:], transfer, urgent, fresh)
             done += count
             if count:
                 until_s = time.monotonic() + self._deadline_s
@@ -39,12 +40,22 @@ class ChunkReader:
                 raise UnavailableError(f"{relay.blob.uri} {relay.chunk(i)}: its memory was needed")
 
     def _read_some(
-        self, relay: Relay, i: int, offset: int, into: memoryview, transfer: Transfer, urgent: bool
+        self,
+        relay: Relay,
+        i: int,
+        offset: int,
+        into: memoryview,
+        transfer: Transfer,
+        urgent: bool,
+        fresh: bool,
     ) -> int:
         flight = relay.flight(i)
-        if flight is None and relay.read_stored(i, offset, into):
-            transfer.advance(len(into))
-            return len(into)
+        if flight is None and relay.is_stored(i):
+            if fresh:
+                populate(into)
+            if relay.read_stored(i, offset, into):
+                transfer.advance(len(into))
+                return len(into)
         flight = relay.want(i, urgent)
         cancelled = threading.Event()
 
@@ -54,7 +65,7 @@ class ChunkReader:
 
         transfer.on_cancel(cancel)
         try:
-            return self._copy(relay, flight, offset, into, transfer, cancelled)
+            return self._copy(relay, flight, offset, into, transfer, cancelled, fresh)
         except ArrivedError as error:
             if not relay.read_stored(i, offset, into):
                 raise UnavailableError(f"{relay.blob.uri} {relay.chunk(i)}: gone again") from error
@@ -71,6 +82,7 @@ class ChunkReader:
         into: memoryview,
         transfer: Transfer,
         cancelled: threading.Event,
+        fresh: bool,
     ) -> int:
         """Return how many bytes were copied: fewer when the flight's memory was needed."""
         done, until_s = 0, time.monotonic() + self._deadline_s
@@ -92,8 +104,8 @@ class ChunkReader:
             slab = flight.hold()
             if slab is None:
                 return done
-            if not done:
-                populate(into)  # only now: see `Plans`
+            if fresh and not done:
+                populate(into)
             try:
                 copy(slab.view[offset + done : offset + done + count], into[done : done + count])
             finally:

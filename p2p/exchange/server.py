@@ -334,8 +334,7 @@ class Server:
         if not flight.passing.is_due():
             return
         receivers = flight.passing.scatter(flight.position)
-        if receivers and self._home.is_late(flight):
-            flight.passing.told(receivers)
+        if receivers and self._home.is_late(flight) and flight.passing.tell(receivers):
             self._home.scatter(flight, receivers)
 
     def _await_first(self, channel: Channel, flight: Flight, insists: bool) -> int:

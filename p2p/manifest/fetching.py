@@ -22,6 +22,7 @@ class _Whole:
 
     urgent = False
     step_bytes = 1 << 20
+    is_fresh = False
 
     def link_share(self) -> None:
         """See `Transfer.link_share`: a small read needs no bound."""

@@ -99,6 +99,7 @@ class Counting:
 
     urgent = False
     step_bytes = MIB
+    is_fresh = False
 
     def __init__(self) -> None:
         self.done = 0

@@ -33,6 +33,7 @@ class Planner:
     """A source in memory that hears of plans; each may take its time, or fail."""
 
     name = "planner"
+    brings = True
 
     def __init__(self) -> None:
         self.plans: list[Told] = []
@@ -79,6 +80,8 @@ class Unplanned:
 
 class Waiting(Unplanned):
     """One that hears of plans."""
+
+    brings = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,13 +192,13 @@ def test_neighbours_are_joined_in_the_order_in_which_they_are_wanted() -> None:
     assert joined(given) == (Extent(4, 7), Extent(0, 4))
 
 
-@pytest.mark.parametrize("plans", [True, False])
+@pytest.mark.parametrize("brings", [True, False])
 def test_memory_is_faulted_in_ahead_but_not_for_a_source_that_begins_by_itself(
-    store_settings: SettingsFactory, plans: bool
+    store_settings: SettingsFactory, brings: bool
 ) -> None:
     engine = Engine(store_settings(chunk_size=8 * MIB, range_size=8 * MIB))
     blob = Blob("s3://models/m/large", 32 * MIB, "v1")
-    source = Waiting() if plans else Unplanned()
+    source = Waiting() if brings else Unplanned()
     landing = BufferLanding(blob)
     with engine.start([Wanted(blob, landing, (blob.whole(),))], source, None) as flow:
         assert source.asked.wait(10)
@@ -203,7 +206,7 @@ def test_memory_is_faulted_in_ahead_but_not_for_a_source_that_begins_by_itself(
         source.may_go.set()
         flow.join()
     engine.close()
-    assert (resident == 0) is plans
+    assert (resident == 0) is brings
 
 
 def test_a_source_hears_at_once_that_a_reader_waits(engine: Engine) -> None:
@@ -220,14 +223,14 @@ def test_a_source_hears_at_once_that_a_reader_waits(engine: Engine) -> None:
     assert source.hurried[0] == extent
 
 
-@pytest.mark.parametrize("plans", [True, False])
+@pytest.mark.parametrize("brings", [True, False])
 def test_a_source_that_brings_the_rest_by_itself_is_asked_for_one_chunk_at_a_time(
-    plans: bool,
+    brings: bool,
 ) -> None:
     blob = Blob("s3://models/m/large", 8 * MIB, "v1")
     part = Part(Wanted(blob, BufferLanding(blob), (blob.whole(),)), None, False, MIB)
-    claims = Claims([part], 4 * MIB, 1.0, plans)
+    claims = Claims([part], 4 * MIB, 1.0, brings)
     claims.boost(part.overlapping(Extent(2 * MIB, 3 * MIB)))
     run = claims.next_run()
     assert run is not None
-    assert run.extent == Extent(2 * MIB, (3 if plans else 6) * MIB)
+    assert run.extent == Extent(2 * MIB, (3 if brings else 6) * MIB)

@@ -111,6 +111,7 @@ class Notes:
     registered: threading.Event = field(default_factory=threading.Event)
     urgent: bool = False
     step_bytes: int = 1 << 20
+    is_fresh: bool = False
     share: Callable[[], float | None] = lambda: None
 
     def link_share(self) -> float | None:

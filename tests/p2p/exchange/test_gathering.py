@@ -362,6 +362,20 @@ def test_a_chunk_is_the_last_when_most_others_have_read_all_of_theirs(
     assert not is_last_with(own[-1], more[0]), "nor what it reads for one that died"
 
 
+def test_who_has_all_of_a_chunk_says_what_it_is_when_that_is_known(
+    cluster: ClusterFactory, s3: S3Server
+) -> None:
+    nodes = cluster(1)
+    blob, _ = nodes.put(s3, MIB)
+    relay = nodes.nodes[0].exchange._relay(blob)
+    flight, _ = relay.board(0)
+    flight.begin(Memory(len(flight.extent)))  # type: ignore[arg-type]
+    assert relay.digest(0) is None
+    flight.advance(len(flight.extent))
+    threading.Timer(0.2, flight.land, (b"digest",)).start()
+    assert relay.digest(0) == b"digest", "receivers of its last block ask at once"
+
+
 def test_each_receiver_is_told_once() -> None:
     passing = Passing(8 * MIB)
     numbers = [passing.begin(node) for node in "abc"]
@@ -369,7 +383,8 @@ def test_each_receiver_is_told_once() -> None:
     for number in numbers:
         passing.sent(number, BLOCK_BYTES)
     assert passing.scatter(8 * MIB) == ("a", "b", "c")
-    passing.told(("a", "b", "c"))
+    assert passing.tell(("a", "b", "c"))
+    assert not passing.tell(("b", "c", "d"))
     assert passing.scatter(8 * MIB) == ()
 
 

@@ -15,8 +15,9 @@ from tests.p2p.exchange.conftest import MIB, Cluster, ClusterFactory, Node
 
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.fetch.source import Source, Transfer
-from weightstream.p2p.exchange import client, joining
+from weightstream.p2p.exchange import Exchange, client, joining
 from weightstream.p2p.exchange.crowds import pack_flags
+from weightstream.p2p.exchange.server import Asked
 from weightstream.p2p.members import Member
 
 CHUNK = 256 << 10
@@ -166,6 +167,28 @@ def test_what_a_home_reads_for_one_that_died_is_taken_over_as_well(
         assert {relay.crowd.home(i) for i in taken} == {"dead"}
     loader.join(60)
     assert node.read(blob) == data
+
+
+def test_who_stands_in_for_a_dead_home_is_asked_as_a_home_is(
+    cluster: ClusterFactory, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "_BATCH_S", 0.4)
+    nodes = cluster(2)
+    blob, data = nodes.put(s3, 6 * MIB)
+    insisted: list[bool] = []
+    give = Exchange.give
+
+    def spy(self: Exchange, blob_id: str, size: int, chunk: int, asked: Asked) -> object:
+        if not self._relay(blob).is_taking(chunk):  # of a taker everybody insists
+            insisted.append(asked.insist)
+        return give(self, blob_id, size, chunk, asked)
+
+    monkeypatch.setattr(Exchange, "give", spy)
+    for node in nodes.nodes:
+        node.exchange._relay(blob).crowd.add("dead", True, bytes(24), 0)
+    assert nodes.load_all(blob) == [data] * 2
+    assert insisted
+    assert not any(insisted), "who insists has a chunk read that was taken over"
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ class OneByte:
 
     urgent = False
     step_bytes = 1 << 20
+    is_fresh = False
 
     def link_share(self) -> None:
         """See `Transfer.link_share`: there is nothing to share."""

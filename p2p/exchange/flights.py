@@ -78,6 +78,8 @@ class Flight:
         """A fault: it goes before bulk, here and at the sender."""
         self.is_hurried = False
         """A fault came to a flight that runs as bulk: other bulk gives way to it."""
+        self.is_sent_ahead = False
+        """The gate was told to read it before bulk."""
         self._looked_s, self._looked_at = 0.0, 0
         self.asks_again = False
         """It is to be asked for again, as a fault."""

@@ -136,6 +136,8 @@ class OriginReader:
             if flight.urgent:
                 self._lanes.moves()
                 return
+            if flight.position == len(flight.extent):
+                return  # nothing more to wait with: others wait to hear what it is
             self._lanes.give_way()
             if not flight.is_hurried:  # a reader waits for this one as well
                 self.hold.wait()

@@ -6,7 +6,7 @@ the exchange itself writes nothing into it: who asked for the bytes keeps them.
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from weightstream.cachefs.blob import Blob, Extent
@@ -50,7 +50,7 @@ class Relay:
         self._first_missing = 0
         self._let_go: set[int] = set()
         """Chunks that were in memory once: others may have them, so nobody is to take them over."""
-        self._lock = threading.Lock()
+        self._lock, self._giving = threading.Lock(), threading.Lock()
         self.carrying = threading.Lock()
         """Held where `carried` is set."""
         self._flights: dict[int, Flight] = {}
@@ -227,6 +227,12 @@ class Relay:
 
     def give_away(self, taker: str) -> int | None:
         """Give the first chunk of this node's that it has not begun to `taker`; return which."""
+        if self.crowd.is_refuted:  # what it reads for itself others read as well
+            return None
+        with self._giving:
+            return self._give_next(taker)
+
+    def _give_next(self, taker: str) -> int | None:
         view = self.view()
         gives_as = view.homes.order, view.down
         if gives_as != self._gives_as:
@@ -265,25 +271,18 @@ class Relay:
         return node if is_there else None
 
     def reader(self, i: int) -> str:
-        """Return who reads chunk `i` from the origin: who has taken it over, else its home, or who
-        stands in for that."""
-        return self._reader(self.view(), i)
-
-    def _reader(self, view: View, i: int) -> str:
-        return self.taker(i) or acting_home(view, i)
+        """Return who reads chunk `i` from the origin: who has taken it over, else its home."""
+        return self.taker(i) or self.crowd.home(i)
 
     def readers(self) -> set[str]:
         """Return who else may still read it from the origin: whose chunks have not all come. Looks
         at the first that are missing only."""
         view, others = self.view(), len(self.crowd.nodes) - 1
         found = set[str]()
-        while self._first_missing < self.n_chunks and self._has_come(self._first_missing):
-            self._first_missing += 1
-        first = self._first_missing
-        for i in range(first, min(first + _MOST_LOOKED, self.n_chunks)):
+        for i in self._missing():
             if len(found) >= others:
                 break
-            if not self._has_come(i) and (node := self._reader(view, i)) != self._parts.me:
+            if (node := self.taker(i) or acting_home(view, i)) != self._parts.me:
                 found.add(node)
         return found
 
@@ -292,9 +291,20 @@ class Relay:
         others have nothing left to give: their links are idle."""
         if 2 * (len(self.readers()) + 1) > len(self.crowd.nodes):
             return False
-        view, first = self.view(), self._first_missing
-        missing = (i for i in range(first, self.n_chunks) if i != chunk and not self._has_come(i))
-        return all(self._reader(view, i) != self._parts.me for i in missing)
+        if self.n_chunks - self._first_missing > _MOST_LOOKED:
+            return False  # it may be, but there is much to come
+        view, me = self.view(), self._parts.me
+        more = (i for i in self._missing() if i != chunk)
+        return all((self.taker(i) or acting_home(view, i)) != me for i in more)
+
+    def _missing(self) -> Iterator[int]:
+        """Yield what has not come, of the first that may not have."""
+        first = self._first_missing
+        while first < self.n_chunks and self._has_come(first):
+            first += 1
+        self._first_missing = first
+        last = min(first + _MOST_LOOKED, self.n_chunks)
+        return (i for i in range(first, last) if not self._has_come(i))
 
     def _has_come(self, i: int) -> bool:
         return self.is_here(i) or i in self._let_go
@@ -375,8 +385,8 @@ class Relay:
             self.start(flight)
         elif not flight.is_at_gate:
             flight.hurry()
-        elif not flight.is_hurried:
-            flight.is_hurried = True
+        elif not flight.is_sent_ahead:
+            flight.is_sent_ahead = flight.is_hurried = True
             self._parts.gate.hurry(flight)
 
     def hurry_running(self, extent: Extent) -> None:

@@ -5,6 +5,8 @@ from tests.kit.s3 import S3Server
 from tests.p2p.exchange.conftest import MIB, ClusterFactory
 
 from weightstream.cachefs.blob import Extent
+from weightstream.cachefs.fetch.job import Attempt
+from weightstream.p2p.exchange import reading
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
@@ -37,3 +39,19 @@ def test_a_part_of_a_chunk_is_read_without_a_plan(cluster: ClusterFactory, s3: S
     assert nodes.nodes[0].read(blob, extent) == data[extent.start : extent.stop]
     assert nodes.nodes[1].read(blob, extent) == data[extent.start : extent.stop]
     assert nodes.origin_bytes(blob) <= 5 * nodes.nodes[0].settings.chunk_size
+
+
+def test_fresh_memory_is_faulted_in_when_there_are_bytes_for_it(
+    cluster: ClusterFactory, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = cluster(1)
+    (node,) = nodes.nodes
+    blob, data = nodes.put(s3, MIB)
+    faulted: list[int] = []
+    monkeypatch.setattr(reading, "populate", lambda view: faulted.append(len(view)))
+    for is_fresh in (True, False):
+        into, attempt = bytearray(blob.size), Attempt(lambda count: None)
+        attempt.is_fresh = is_fresh
+        node.exchange.read_into(blob, 0, memoryview(into), attempt)
+        assert into == data
+        assert faulted == [256 << 10] * 4, "each chunk's once"

@@ -11,7 +11,7 @@ from tests.p2p.exchange.test_taking import CHUNK, Starved, slowed
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch.job import Attempt
 from weightstream.cachefs.fetch.source import Source, Transfer
-from weightstream.p2p.exchange import client
+from weightstream.p2p.exchange import client, joining
 from weightstream.p2p.exchange.flights import Flight
 from weightstream.p2p.exchange.origin_reader import Split
 from weightstream.p2p.exchange.relay import Relay
@@ -90,8 +90,9 @@ def test_a_fault_has_the_link_to_itself(
 
 
 def test_who_reads_is_counted_by_whose_chunks_have_not_come(
-    cluster: ClusterFactory, s3: S3Server
+    cluster: ClusterFactory, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(joining, "_BATCH_S", 0.4)  # on a busy machine one would begin alone
     nodes = cluster(3)
     blob, data = nodes.put(s3, 6 * MIB)
     late = [slowed(nodes.nodes[0], 0.5), slowed(nodes.nodes[2], 0.3)]

@@ -20,7 +20,7 @@ from weightstream.p2p.exchange.passing import Passing
 from weightstream.p2p.exchange.server import Server
 from weightstream.p2p.exchange.wire import Channel
 from weightstream.p2p.members import Member
-from weightstream.p2p.schedule import BLOCK_BYTES
+from weightstream.p2p.schedule import BLOCK_BYTES, acting_home
 
 CHUNK = 4 * MIB
 SIZE = 16 * MIB
@@ -358,7 +358,8 @@ def test_a_chunk_is_the_last_when_most_others_have_read_all_of_theirs(
     assert not is_last_with(own[-1], theirs[0][-1], theirs[1][-1])
     assert not is_last_with(own[-1], theirs[0][-1], own[-2]), "this node has more to read"
     node.told.suspect("c", "the test says so")
-    more = [i for i in whole if relay.crowd.home(i) == "c" and relay.reader(i) == node.name]
+    view = relay.view()
+    more = [i for i in whole if view.homes.home(i) == "c" and acting_home(view, i) == node.name]
     assert not is_last_with(own[-1], more[0]), "nor what it reads for one that died"
 
 

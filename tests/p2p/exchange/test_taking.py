@@ -157,7 +157,7 @@ def test_what_a_home_reads_for_one_that_died_is_taken_over_as_well(
         relay.crowd.add("dead", True, bytes(24), 0)
         loader = threading.Thread(target=lambda: node.load(blob))
         loader.start()
-        while not slow.begun:
+        while sum(flight.asking == "dead" for flight in relay.flights()) < 4 or not slow.begun:
             time.sleep(0.01)
         taking = thief(nodes, blob, 1)
         taken = list(iter(lambda: post(node, "/v1/take", taking).get("chunk"), None))
@@ -167,6 +167,16 @@ def test_what_a_home_reads_for_one_that_died_is_taken_over_as_well(
         assert {relay.crowd.home(i) for i in taken} == {"dead"}
     loader.join(60)
     assert node.read(blob) == data
+
+
+def test_who_trusts_nobody_gives_nothing_away(cluster: ClusterFactory, s3: S3Server) -> None:
+    nodes = cluster(2)
+    blob, _ = nodes.put(s3, 6 * MIB)
+    relay = nodes.nodes[0].exchange._relay(blob)
+    relay.crowd.add("other", True, bytes(24), 0)
+    assert relay.give_away("other") is not None
+    relay.refute()
+    assert relay.give_away("other") is None, "it reads what others read as well"
 
 
 def test_who_stands_in_for_a_dead_home_is_asked_as_a_home_is(

@@ -194,7 +194,7 @@ class Exchange:
         for one in planned:
             self._joining.wait(one.relay, urgent=False)
         self._bulk.add([one for one in planned if one.is_open])
-        self._gate.poke()  # before bulk takes memory, which it is given page by page
+        self._gate.poke()  # first: bulk's threads fault their memory in before they ask
         self._bulk.poke()
 
     # What the server asks

@@ -51,9 +51,25 @@ def test_what_a_client_here_reads_is_read_for_peers_too(origins: Origins) -> Non
 
 def test_the_longest_root_counts(origins: Origins) -> None:
     origins.admit("s3://models/public/a")
+    origins.admit("s3://models")
     found = origins.source_for(blob("s3://models/public/a/b"))
     assert found is not None
-    assert found.uri == "s3://models/public/a"
+    assert found.uri == "s3://models/public"
+
+
+def test_what_lies_under_an_open_root_is_read_through_it(
+    proxy: FaultProxy, s3_env: dict[str, str], store_settings: SettingsFactory
+) -> None:
+    """Each origin has a client, credentials and connections of its own."""
+    origins = Origins(store_settings(), ["s3://models"])
+    origins.prepare()
+    origins.admit("s3a://models/one/")
+    origins.admit("s3://models/one")
+    found = origins.source_for(blob("s3://models/one/file"))
+    assert found is not None
+    assert found.host == f"{proxy.host}:{proxy.port}"
+    assert origins.roots() == ("s3://models",)
+    origins.close()
 
 
 @pytest.mark.parametrize("root", ["file:///etc", "/etc", "etc"])

@@ -80,14 +80,19 @@ class Arena:
                 self._freed.wait(min(left_s, 0.1))  # the budget is others' too: look again
         return self._wet(slot)
 
+    def warm(self, warm_bytes: int) -> None:
+        """Fault in as many slots as `trim` would keep, so that the first load finds them."""
+        slots = [self.take(0.0) for _ in range(self._kept(warm_bytes))]
+        for slot in slots:
+            if slot is not None:
+                slot.release()
+
     def trim(self, idle_s: float = 0.0, warm_bytes: int = 0) -> None:
         """Give back the memory of slots that nobody has used for so long, but for some."""
         with self._freed:
             limit_s = time.monotonic() - idle_s
             old = [one for one in self._idle if one[0] <= limit_s]
-            held = self._budget.limit_bytes // _WARM_SHARE
-            kept = min(warm_bytes, held) // self.slot_bytes
-            old = old[: max(0, len(self._idle) - kept)]
+            old = old[: max(0, len(self._idle) - self._kept(warm_bytes))]
             self._idle = self._idle[len(old) :]
         for _, slot in old:
             _madvise(self._address + slot.offset, self.slot_bytes, mmap.MADV_REMOVE)
@@ -100,6 +105,9 @@ class Arena:
         """Close the descriptor; what is mapped stays until the last slot is dropped."""
         self.trim()
         os.close(self.descriptor)
+
+    def _kept(self, warm_bytes: int) -> int:
+        return min(warm_bytes, self._budget.limit_bytes // _WARM_SHARE) // self.slot_bytes
 
     def _try_take(self) -> Slot | None:
         if self._idle:

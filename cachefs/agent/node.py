@@ -51,6 +51,12 @@ class Agent:
         self.draining = False
         threading.Thread(target=self._keep_house, daemon=True, name="weightstream-house").start()
 
+    def prepare(self) -> None:
+        """Do what the first load would wait for; it may take half a second."""
+        if self._arena is not None:
+            self._arena.warm(_ARENA_WARM_BYTES)
+        self.origins.prepare()
+
     def source_of(self, root: str, blob: Blob) -> Source:
         """Return where to read a blob that a client on this node wants."""
         origin = self._admitted(root, blob)

@@ -40,9 +40,7 @@ def run(
     lock = Lock(settings.run_directory)
     signals = Signals()
     agent = Agent(settings, orders.roots, peering_of)
-    threading.Thread(
-        target=agent.origins.prepare, daemon=True, name="weightstream-preparing"
-    ).start()
+    threading.Thread(target=agent.prepare, daemon=True, name="weightstream-preparing").start()
     control: ControlServer | None = None
     try:
         control = ControlServer(agent, orders.directories, orders.api, orders.token)

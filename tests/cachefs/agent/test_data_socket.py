@@ -217,6 +217,21 @@ def test_slots_are_used_again_and_given_back(
     read(source)
 
 
+def test_a_warm_arena_has_its_pages_before_the_first_load(
+    arena: Arena, budget: MemoryBudget
+) -> None:
+    arena.warm(64 * MIB)
+    held = budget.limit_bytes // 8
+    assert budget.used_bytes == held
+    assert os.stat(arena.descriptor).st_blocks * 512 == held
+    arena.trim(0.0, 64 * MIB)
+    assert budget.used_bytes == held
+    slot = arena.take(0.0)
+    assert slot is not None
+    assert budget.used_bytes == held
+    slot.release()
+
+
 def test_the_clients_mapping_can_neither_write_nor_cut_the_arena(arena: Arena) -> None:
     with pytest.raises(PermissionError):
         os.ftruncate(os.open(f"/proc/self/fd/{arena.descriptor}", os.O_RDWR), 0)

@@ -1,8 +1,14 @@
 """A switch with N nodes and an origin: network namespaces, every link shaped both ways by HTB.
 
-    origin ─┐
-    node 0 ─┼─ bridge        each link: `rate` up and down
-    node 1 ─┘
+    origin ── gate ─┐
+    node 0 ── gate ─┼─ switch        each link between gate and switch: `rate` up and down
+    node 1 ── gate ─┘
+
+Gates and switch are routers, so that no link's queue lies in the sender's own stack. Linux lets a
+socket keep two packets in a queue of its own machine (TCP small queues), finds that queue through
+namespaces and bridges too, and makes packets small when the shortest round trip was long: streams
+that began while the link was full got a tenth of what the others had, as on no real network. What
+a router receives is no socket's any more.
 
 The origin may cap what it sends to each client, as object stores do.
 """
@@ -20,6 +26,7 @@ from weightstream.bench.errors import BenchError
 _PAYLOAD_PART = 1448 / 1514
 _PREFIX = "wscl"
 _NET = "10.214.0"
+_GATE, _SWITCH = f"{_NET}.254", f"{_NET}.253"
 ORIGIN = 0
 """The origin's number; nodes count from 1."""
 
@@ -64,7 +71,7 @@ class Network:
 
     def set_rate(self, end: int, mbit: float) -> None:
         """Change a node's link, both ways."""
-        for where, device in ((f"{self.tag}{end}", "eth0"), (f"{self.tag}sw", f"p{end}")):
+        for where, device in ((f"{self.tag}{end}g", "net"), (f"{self.tag}sw", f"p{end}")):
             _run(
                 "tc", "-n", where, "class", "change", "dev", device, "parent", "1:", "classid",
                 "1:1", "htb", "rate", f"{mbit}mbit", "ceil", f"{mbit}mbit", "burst", "128k",
@@ -82,37 +89,50 @@ def network(plan: Plan) -> Iterator[Network]:
     switch = f"{net.tag}sw"
     ends = range(plan.nodes + 1)
     try:
-        _run("ip", "netns", "add", switch)
-        _run("ip", "-n", switch, "link", "add", "br0", "type", "bridge")
-        _run("ip", "-n", switch, "link", "set", "br0", "up")
+        _add_router(switch, _SWITCH)
         for end in ends:
             _plug_in(net, end)
         if plan.client_cap_mbit is not None:
             _cap_clients(net, plan.client_cap_mbit)
         yield net
     finally:
-        for name in (*(f"{net.tag}{end}" for end in ends), switch):
+        for name in (*(f"{net.tag}{end}{kind}" for end in ends for kind in ("", "g")), switch):
             subprocess.run(("ip", "netns", "delete", name), capture_output=True, timeout=30)
 
 
 def _plug_in(net: Network, end: int) -> None:
-    here, switch, port = f"{net.tag}{end}", f"{net.tag}sw", f"p{end}"
+    here, gate, switch, port = f"{net.tag}{end}", f"{net.tag}{end}g", f"{net.tag}sw", f"p{end}"
+    address = net.address(end)
     _run("ip", "netns", "add", here)
-    _run(
-        "ip", "-n", here, "link", "add", "eth0", "type", "veth", "peer", "name", port, "netns",
-        switch,
-    )  # fmt: skip
-    _run("ip", "-n", here, "address", "add", f"{net.address(end)}/24", "dev", "eth0")
-    for device in ("lo", "eth0"):
-        _run("ip", "-n", here, "link", "set", device, "up")
-    _run(
-        "ip", "-n", here, "route", "replace", f"{_NET}.0/24", "dev", "eth0",
-        "proto", "kernel", "scope", "link", "src", net.address(end),
-        "congctl", net.plan.congestion,
-    )  # fmt: skip
-    _run("ip", "-n", switch, "link", "set", port, "master", "br0", "up")
-    _shape(here, "eth0", net.plan.mbit)
+    _add_router(gate, _GATE)
+    _connect(here, "eth0", gate, "host")
+    _connect(gate, "net", switch, port)
+    _run("ip", "-n", here, "address", "add", f"{address}/32", "dev", "eth0")
+    _run("ip", "-n", here, "link", "set", "lo", "up")
+    to_gate = ("via", _GATE, "dev", "eth0", "onlink", "src", address)
+    _run("ip", "-n", here, "route", "add", f"{_NET}.0/24", *to_gate, "congctl", net.plan.congestion)
+    _run("ip", "-n", gate, "route", "add", f"{_NET}.0/24", "via", _SWITCH, "dev", "net", "onlink")
+    _run("ip", "-n", gate, "route", "add", f"{address}/32", "dev", "host")
+    _run("ip", "-n", switch, "route", "add", f"{address}/32", "via", _GATE, "dev", port, "onlink")
+    _shape(gate, "net", net.plan.mbit)
     _shape(switch, port, net.plan.mbit)
+
+
+def _add_router(namespace: str, address: str) -> None:
+    """Make a namespace that forwards, known to its neighbours by `address`."""
+    _run("ip", "netns", "add", namespace)
+    _run("ip", "netns", "exec", namespace, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+    _run("ip", "-n", namespace, "link", "set", "lo", "up")
+    _run("ip", "-n", namespace, "address", "add", f"{address}/32", "dev", "lo")
+
+
+def _connect(a: str, device_a: str, b: str, device_b: str) -> None:
+    _run(
+        "ip", "-n", a, "link", "add", device_a, "type", "veth", "peer", "name", device_b,
+        "netns", b,
+    )  # fmt: skip
+    for namespace, device in ((a, device_a), (b, device_b)):
+        _run("ip", "-n", namespace, "link", "set", "dev", device, "up")
 
 
 def _shape(namespace: str, device: str, mbit: float) -> None:
@@ -130,15 +150,15 @@ def _shape(namespace: str, device: str, mbit: float) -> None:
 
 def _cap_clients(net: Network, mbit: int) -> None:
     """Give each client a class of its own under the origin's link."""
-    tc = ("tc", "-n", f"{net.tag}{ORIGIN}")
+    tc = ("tc", "-n", f"{net.tag}{ORIGIN}g")
     for end in range(1, net.plan.nodes + 1):
         number = f"1:{end + 1:x}"
         _run(
-            *tc, "class", "add", "dev", "eth0", "parent", "1:", "classid", number, "htb",
+            *tc, "class", "add", "dev", "net", "parent", "1:", "classid", number, "htb",
             "rate", f"{mbit}mbit", "ceil", f"{mbit}mbit", "burst", "64k", "cburst", "64k",
         )  # fmt: skip
         _run(
-            *tc, "filter", "add", "dev", "eth0", "parent", "1:", "protocol", "ip", "u32", "match",
+            *tc, "filter", "add", "dev", "net", "parent", "1:", "protocol", "ip", "u32", "match",
             "ip", "dst", f"{net.address(end)}/32", "flowid", number,
         )  # fmt: skip
 

@@ -1,14 +1,15 @@
 """A switch with N nodes and an origin: network namespaces, every link shaped both ways by HTB.
 
     origin ── gate ─┐
-    node 0 ── gate ─┼─ switch        each link between gate and switch: `rate` up and down
-    node 1 ── gate ─┘
+    node 0 ─────────┼─ switch        each link: `rate` up and down
+    node 1 ─────────┘
 
-Gates and switch are routers, so that no link's queue lies in the sender's own stack. Linux lets a
-socket keep two packets in a queue of its own machine (TCP small queues), finds that queue through
-namespaces and bridges too, and makes packets small when the shortest round trip was long: streams
-that began while the link was full got a tenth of what the others had, as on no real network. What
-a router receives is no socket's any more.
+Gate and switch are routers, so that the origin's queue and those to the nodes do not lie in the
+sender's own stack. Linux lets a socket keep two packets in a queue of its own machine (TCP small
+queues), finds that queue through namespaces and bridges too, and makes packets small when the
+shortest round trip was long: streams that began while the origin's link was full got a tenth of
+what the others had, as from no origin that is another machine. What a router receives is no
+socket's any more. What a node sends does queue in its own stack, as on a real one.
 
 The origin may cap what it sends to each client, as object stores do.
 """
@@ -27,6 +28,7 @@ _PAYLOAD_PART = 1448 / 1514
 _PREFIX = "wscl"
 _NET = "10.214.0"
 _GATE, _SWITCH = f"{_NET}.254", f"{_NET}.253"
+_MOST_NODES = 250
 ORIGIN = 0
 """The origin's number; nodes count from 1."""
 
@@ -65,13 +67,24 @@ class Network:
         """Return what to put before a command to run it at an end."""
         return ("ip", "netns", "exec", f"{self.tag}{end}")
 
+    def uplink(self, end: int) -> tuple[str, str]:
+        """Return the namespace and device where what an end sends is shaped."""
+        return (self.gate, "net") if end == ORIGIN else (f"{self.tag}{end}", "eth0")
+
+    @property
+    def gate(self) -> str:
+        """Return the namespace of the router before the origin."""
+        return f"{self.tag}gate"
+
     def sent_bytes(self, end: int) -> int:
         """Return what left an end so far, headers included."""
-        return int(_run(*self.prefix(end), "cat", "/sys/class/net/eth0/statistics/tx_bytes"))
+        namespace, device = self.uplink(end)
+        path = f"/sys/class/net/{device}/statistics/tx_bytes"
+        return int(_run("ip", "netns", "exec", namespace, "cat", path))
 
     def set_rate(self, end: int, mbit: float) -> None:
         """Change a node's link, both ways."""
-        for where, device in ((f"{self.tag}{end}g", "net"), (f"{self.tag}sw", f"p{end}")):
+        for where, device in (self.uplink(end), (f"{self.tag}sw", f"p{end}")):
             _run(
                 "tc", "-n", where, "class", "change", "dev", device, "parent", "1:", "classid",
                 "1:1", "htb", "rate", f"{mbit}mbit", "ceil", f"{mbit}mbit", "burst", "128k",
@@ -84,44 +97,64 @@ def network(plan: Plan) -> Iterator[Network]:
     """Make the network, and take it away again."""
     if os.geteuid() != 0:
         raise BenchError("shaped networks need root (network namespaces)")
+    if plan.nodes > _MOST_NODES:
+        raise BenchError(f"{plan.nodes} nodes: at most {_MOST_NODES} have an address")
     _remove_stale()
     net = Network(plan, f"{_PREFIX}{os.getpid()}x")
     switch = f"{net.tag}sw"
     ends = range(plan.nodes + 1)
     try:
         _add_router(switch, _SWITCH)
+        _add_router(net.gate, _GATE)
         for end in ends:
             _plug_in(net, end)
         if plan.client_cap_mbit is not None:
             _cap_clients(net, plan.client_cap_mbit)
         yield net
     finally:
-        for name in (*(f"{net.tag}{end}{kind}" for end in ends for kind in ("", "g")), switch):
+        for name in (*(f"{net.tag}{end}" for end in ends), net.gate, switch):
             subprocess.run(("ip", "netns", "delete", name), capture_output=True, timeout=30)
 
 
 def _plug_in(net: Network, end: int) -> None:
-    here, gate, switch, port = f"{net.tag}{end}", f"{net.tag}{end}g", f"{net.tag}sw", f"p{end}"
+    here, switch, port = f"{net.tag}{end}", f"{net.tag}sw", f"p{end}"
     address = net.address(end)
     _run("ip", "netns", "add", here)
-    _add_router(gate, _GATE)
-    _connect(here, "eth0", gate, "host")
-    _connect(gate, "net", switch, port)
-    _run("ip", "-n", here, "address", "add", f"{address}/32", "dev", "eth0")
     _run("ip", "-n", here, "link", "set", "lo", "up")
-    to_gate = ("via", _GATE, "dev", "eth0", "onlink", "src", address)
-    _run("ip", "-n", here, "route", "add", f"{_NET}.0/24", *to_gate, "congctl", net.plan.congestion)
-    _run("ip", "-n", gate, "route", "add", f"{_NET}.0/24", "via", _SWITCH, "dev", "net", "onlink")
-    _run("ip", "-n", gate, "route", "add", f"{address}/32", "dev", "host")
-    _run("ip", "-n", switch, "route", "add", f"{address}/32", "via", _GATE, "dev", port, "onlink")
-    _shape(gate, "net", net.plan.mbit)
+    if end == ORIGIN:
+        _connect(here, "eth0", net.gate, "host")
+        _connect(net.gate, "net", switch, port)
+        _route(net.gate, f"{address}/32", "host")
+        _route(net.gate, f"{_NET}.0/24", "net", "via", _SWITCH)
+        _route(switch, f"{address}/32", port, "via", _GATE)
+    else:
+        _connect(here, "eth0", switch, port)
+        _route(switch, f"{address}/32", port)
+    _run("ip", "-n", here, "address", "add", f"{address}/32", "dev", "eth0")
+    first = _GATE if end == ORIGIN else _SWITCH
+    _route(
+        here, f"{_NET}.0/24", "eth0",
+        "via", first, "src", address, "congctl", net.plan.congestion,
+    )  # fmt: skip
+    _shape(*net.uplink(end), net.plan.mbit)
     _shape(switch, port, net.plan.mbit)
+
+
+def _route(namespace: str, to: str, device: str, *options: str) -> None:
+    onlink = ("onlink",) if "via" in options else ()
+    _run("ip", "-n", namespace, "route", "add", to, *options, "dev", device, *onlink)
 
 
 def _add_router(namespace: str, address: str) -> None:
     """Make a namespace that forwards, known to its neighbours by `address`."""
     _run("ip", "netns", "add", namespace)
-    _run("ip", "netns", "exec", namespace, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+    for name, value in (
+        ("ip_forward", 1),
+        ("conf/all/rp_filter", 0),
+        ("conf/default/rp_filter", 0),
+    ):
+        path = f"/proc/sys/net/ipv4/{name}"
+        _run("ip", "netns", "exec", namespace, "sh", "-c", f"echo {value} > {path}")
     _run("ip", "-n", namespace, "link", "set", "lo", "up")
     _run("ip", "-n", namespace, "address", "add", f"{address}/32", "dev", "lo")
 
@@ -150,7 +183,7 @@ def _shape(namespace: str, device: str, mbit: float) -> None:
 
 def _cap_clients(net: Network, mbit: int) -> None:
     """Give each client a class of its own under the origin's link."""
-    tc = ("tc", "-n", f"{net.tag}{ORIGIN}g")
+    tc = ("tc", "-n", net.gate)
     for end in range(1, net.plan.nodes + 1):
         number = f"1:{end + 1:x}"
         _run(

@@ -113,11 +113,15 @@ class OriginReader:
             threading.Thread(target=read, args=(i,), daemon=True, name="weightstream-fault-part")
             for i in range(1, _SPLIT)
         ]
-        for thread in others:
-            thread.start()
-        read(0)
-        for thread in others:
-            thread.join()
+        begun: list[threading.Thread] = []
+        try:
+            for thread in others:
+                thread.start()
+                begun.append(thread)
+            read(0)
+        finally:
+            for thread in begun:  # the memory is another's when this returns
+                thread.join()
 
     def _attempt(
         self,

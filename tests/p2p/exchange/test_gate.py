@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from tests.conftest import LogWatch
 from tests.kit.s3 import S3Server
 from tests.p2p.exchange.conftest import MIB, ClusterFactory, Node
 from tests.p2p.exchange.test_taking import CHUNK, Starved, slowed
@@ -11,6 +12,7 @@ from tests.p2p.exchange.test_taking import CHUNK, Starved, slowed
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.cachefs.fetch.job import Attempt
 from weightstream.cachefs.fetch.source import Source, Transfer
+from weightstream.errors import WeightstreamError
 from weightstream.p2p.exchange import client, joining
 from weightstream.p2p.exchange.flights import Flight
 from weightstream.p2p.exchange.origin_reader import Split
@@ -37,6 +39,40 @@ def test_a_late_fault_is_read_in_parts_from_where_it_is(
     assert first == 0
     assert len(others) == 4
     assert 0 < min(others) < MIB, "what had come is not read again"
+
+
+class Slow(Starved):
+    """One whose later connections wait before they give anything."""
+
+    def read_into(self, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
+        if self.begun:
+            time.sleep(0.3)
+        super().read_into(blob, start, into, transfer)
+
+
+def test_parts_of_a_fault_end_before_its_memory_is_given_back(
+    cluster: ClusterFactory, s3: S3Server, monkeypatch: pytest.MonkeyPatch, expect_log: LogWatch
+) -> None:
+    expect_log("^unexpected, at .* chunk 0")
+    parts: list[threading.Thread] = []
+
+    class Scarce(threading.Thread):
+        def start(self) -> None:
+            if self.name == "weightstream-fault-part":
+                if parts:
+                    raise RuntimeError("can't start new thread")
+                parts.append(self)
+            super().start()
+
+    nodes = cluster(1, chunk_size=2 * MIB)
+    blob, _ = nodes.put(s3, 2 * MIB)
+    nodes.nodes[0].source = Slow(nodes.nodes[0].origin)
+    monkeypatch.setattr(threading, "Thread", Scarce)
+    into = memoryview(bytearray(blob.size))
+    with pytest.raises(WeightstreamError, match="can't start new thread"):
+        nodes.nodes[0].exchange.read_into(blob, 0, into, Attempt(lambda count: None, lambda: True))
+    assert len(parts) == 1
+    assert not parts[0].is_alive()
 
 
 class Noting:

@@ -3,8 +3,9 @@
 `python -m weightstream.bench.agent [--repeat N]`: 1 GiB over the loopback device, each load in a
 fresh process with a fresh store: alone, through an agent that has just started, and through one
 that has loaded another model since. The agent's CPU seconds count, and with write-back those of
-what is written behind the load. What starts and ends a process of Python does not: imports, and
-half a second of taking torch apart, which would make every ratio smaller.
+what is written behind the load. What starts and ends a process does not: imports, half a second of
+taking torch apart, which would make every ratio smaller, and an agent's start, in which it makes a
+client of the origin and faults 128 MiB in.
 """
 
 import argparse

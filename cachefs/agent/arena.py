@@ -1,9 +1,10 @@
 """Memory that the agent shares with its clients: bytes cross a process border without the kernel.
 
 A memfd, cut into slots as long as the longest range. A slot is charged to the memory budget from
-its first use until it has been idle for a while; the last one that was freed is the first to be
-used again, for its bytes are still in the processor's cache. Clients get a descriptor with which
-they can read and not write; the size is sealed, so no mapping of it can be cut short.
+its first use until it has been idle for a while, a few from the start and for good; the last one
+that was freed is the first to be used again, for its bytes are still in the processor's cache.
+Clients get a descriptor with which they can read and not write; the size is sealed, so no mapping
+of it can be cut short.
 """
 
 import ctypes
@@ -82,7 +83,7 @@ class Arena:
 
     def warm(self, warm_bytes: int) -> None:
         """Fault in as many slots as `trim` would keep, so that the first load finds them."""
-        slots = [self.take(0.0) for _ in range(self._kept(warm_bytes))]
+        slots = [self.take(0.0) for _ in range(self._kept_slots(warm_bytes))]
         for slot in slots:
             if slot is not None:
                 slot.release()
@@ -92,7 +93,7 @@ class Arena:
         with self._freed:
             limit_s = time.monotonic() - idle_s
             old = [one for one in self._idle if one[0] <= limit_s]
-            old = old[: max(0, len(self._idle) - self._kept(warm_bytes))]
+            old = old[: max(0, len(self._idle) - self._kept_slots(warm_bytes))]
             self._idle = self._idle[len(old) :]
         for _, slot in old:
             _madvise(self._address + slot.offset, self.slot_bytes, mmap.MADV_REMOVE)
@@ -106,7 +107,7 @@ class Arena:
         self.trim()
         os.close(self.descriptor)
 
-    def _kept(self, warm_bytes: int) -> int:
+    def _kept_slots(self, warm_bytes: int) -> int:
         return min(warm_bytes, self._budget.limit_bytes // _WARM_SHARE) // self.slot_bytes
 
     def _try_take(self) -> Slot | None:

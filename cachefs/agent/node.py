@@ -52,10 +52,10 @@ class Agent:
         threading.Thread(target=self._keep_house, daemon=True, name="weightstream-house").start()
 
     def prepare(self) -> None:
-        """Do what the first load would wait for; it may take half a second."""
+        """Do what the first load would wait for: import an SDK, make a client, fault memory in."""
+        self.origins.prepare()
         if self._arena is not None:
             self._arena.warm(_ARENA_WARM_BYTES)
-        self.origins.prepare()
 
     def source_of(self, root: str, blob: Blob) -> Source:
         """Return where to read a blob that a client on this node wants."""

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 _MOST_ASKED = 256
 _MOST_NAMES = 1024
+_WEB = ("http://", "https://")
 
 
 @runtime_checkable
@@ -41,7 +42,7 @@ class Origins:
         self._configured = {origin.uri: origin for origin in opened}
         self._asked: OrderedDict[str, Origin] = OrderedDict()
         self._names: dict[str, str] = {}
-        """Roots as they were asked for, `s3a://` among them, and as their origin has them."""
+        """By root as it was asked for, `s3a://` among them: the root that it is read through."""
 
     def source_for(self, blob: Blob) -> Origin | None:
         """Return the origin with the longest root above the blob; None when there is none."""
@@ -57,7 +58,8 @@ class Origins:
         """Allow what a client on this node reads; raises `UsageError` for what is none.
 
         What lies under a root that is open already is read through that one: another client of a
-        bucket costs 0.12 CPU s to make, and connections that are open are not opened again.
+        bucket costs 0.12 CPU s to make, and connections that are open are not opened again. Not
+        on the web: what lies deeper may have a signature or a password of its own.
         """
         with self._lock:
             if self._names.get(root) in self._known():
@@ -66,10 +68,12 @@ class Origins:
         with self._lock:
             if len(self._names) >= _MOST_NAMES:
                 self._names.clear()
-            above = self._root_above(origin.uri)
-            self._names[root] = above or origin.uri
-            if above is None:
-                self._asked[origin.uri] = origin
+            above = None if origin.uri.startswith(_WEB) else self._root_above(origin.uri)
+            self._names[root] = above = above or origin.uri
+            if above not in self._known():
+                self._asked[above] = origin
+            elif above in self._asked:
+                self._asked.move_to_end(above)
             while len(self._asked) > _MOST_ASKED:
                 _, oldest = self._asked.popitem(last=False)
                 oldest.close()  # transfers that run are not touched

@@ -72,6 +72,27 @@ def test_what_lies_under_an_open_root_is_read_through_it(
     origins.close()
 
 
+def test_a_part_of_the_web_may_have_a_password_of_its_own(store_settings: SettingsFactory) -> None:
+    origins = Origins(store_settings(), ["https://host/models"])
+    origins.admit("https://user:secret@host/models/private")
+    assert origins.roots() == ("https://host/models", "https://host/models/private")
+    found = origins.source_for(blob("https://host/models/private/a"))
+    assert found is not None
+    assert found.uri == "https://host/models/private"
+    origins.close()
+
+
+def test_a_root_that_others_are_read_through_is_not_the_first_to_be_forgotten(
+    origins: Origins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("weightstream.cachefs.agent.origins._MOST_ASKED", 2)
+    for root in ("s3://a", "s3://b", "s3://a/m", "s3://c"):
+        origins.admit(root)
+    assert origins.roots() == ("s3://models/public", "s3://a", "s3://c")
+    assert origins.source_for(blob("s3://a/m/file")) is not None
+    origins.close()
+
+
 @pytest.mark.parametrize("root", ["file:///etc", "/etc", "etc"])
 def test_files_of_this_machine_are_none_of_its_business(origins: Origins, root: str) -> None:
     with pytest.raises(UsageError, match="on this machine"):

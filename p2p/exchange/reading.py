@@ -67,6 +67,8 @@ class ChunkReader:
         try:
             return self._copy(relay, flight, offset, into, transfer, cancelled, fresh)
         except ArrivedError as error:
+            if fresh:
+                populate(into)
             if not relay.read_stored(i, offset, into):
                 raise UnavailableError(f"{relay.blob.uri} {relay.chunk(i)}: gone again") from error
             transfer.advance(len(into))

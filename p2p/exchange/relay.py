@@ -25,8 +25,6 @@ from weightstream.p2p.members import Member
 from weightstream.p2p.schedule import View, acting_home, route
 
 _MOST_LOOKED = 1024
-_HASHING_S = 0.8
-"""8 MiB take 10 ms on a busy machine; who asks gives up after a second."""
 
 
 class Relay:
@@ -105,10 +103,7 @@ class Relay:
         return self._here.read(i, offset, into)
 
     def digest(self, i: int) -> bytes | None:
-        """Return the BLAKE3 of chunk `i` if it is here; waits for it while that is made."""
-        flight = self.flight(i)
-        if flight is not None and flight.position == len(flight.extent):
-            flight.wait_over(_HASHING_S)
+        """Return the BLAKE3 of chunk `i` if it is here."""
         landed = self._landed(i)
         return self._here.digest(i) if landed is None else landed.digest
 

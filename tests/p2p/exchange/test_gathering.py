@@ -14,10 +14,11 @@ from tests.p2p.exchange.conftest import MIB, Cluster, ClusterFactory, Node
 from weightstream import metrics
 from weightstream.cachefs.blob import Blob, Extent
 from weightstream.errors import LoadCancelled
-from weightstream.p2p.exchange import Exchange, flights
+from weightstream.p2p.exchange import Exchange, bringing, flights
 from weightstream.p2p.exchange.flights import Flight, Scatter
 from weightstream.p2p.exchange.passing import Passing
 from weightstream.p2p.exchange.server import Server
+from weightstream.p2p.exchange.vouching import Vouched
 from weightstream.p2p.exchange.wire import Channel
 from weightstream.p2p.members import Member
 from weightstream.p2p.schedule import BLOCK_BYTES, acting_home
@@ -363,7 +364,7 @@ def test_a_chunk_is_the_last_when_most_others_have_read_all_of_theirs(
     assert not is_last_with(own[-1], more[0]), "nor what it reads for one that died"
 
 
-def test_who_has_all_of_a_chunk_says_what_it_is_when_that_is_known(
+def test_nobody_who_is_asked_for_a_digest_waits_for_it(
     cluster: ClusterFactory, s3: S3Server
 ) -> None:
     nodes = cluster(1)
@@ -371,10 +372,26 @@ def test_who_has_all_of_a_chunk_says_what_it_is_when_that_is_known(
     relay = nodes.nodes[0].exchange._relay(blob)
     flight, _ = relay.board(0)
     flight.begin(Memory(len(flight.extent)))  # type: ignore[arg-type]
-    assert relay.digest(0) is None
     flight.advance(len(flight.extent))
-    threading.Timer(0.2, flight.land, (b"digest",)).start()
-    assert relay.digest(0) == b"digest", "receivers of its last block ask at once"
+    landing = threading.Timer(0.2, flight.land, (b"digest",))
+    landing.start()
+    assert relay.digest(0) is None
+    landing.join()
+    assert relay.digest(0) == b"digest"
+
+
+def test_a_home_that_still_hashes_what_it_shared_is_asked_again(
+    cluster: ClusterFactory, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = cluster(2)
+    blob, _ = nodes.put(s3, MIB)
+    relay = nodes.nodes[0].exchange._relay(blob)
+    flight, _ = relay.board(0)
+    answers = [Vouched(), Vouched(), Vouched({0: b"d"})]
+    monkeypatch.setattr(bringing, "ask_digests", lambda *asked: answers.pop(0))
+    (home,) = nodes.nodes[0].exchange._neighbours.alive().values()
+    assert relay._bringer._said(flight, home) == b"d"
+    assert not answers
 
 
 def test_each_receiver_is_told_once() -> None:

@@ -164,7 +164,7 @@ class Exchange:
         """Begin with what a reader is going to want; it says `close` when it is done."""
         relays = [(self._relay(blob), extents) for blob, extents in wanted if blob.version]
         planned = [Planned(relay, extents, Taking(self._parts, relay)) for relay, extents in relays]
-        for one in planned:  # before a reader has members told, once, that this node loads it
+        for one in planned:
             carry(one.relay, self._parts.carrier)
         threading.Thread(
             target=self._begin_plan, args=(planned,), daemon=True, name="weightstream-plan"
@@ -192,6 +192,7 @@ class Exchange:
                     return
                 self._pool.submit(self._parts.digest_of, one.relay.blob, one.relay.chunk_size, 0)
         for one in planned:
+            self._joining.begin_carried(one.relay)
             self._joining.wait(one.relay, urgent=False)
         self._bulk.add([one for one in planned if one.is_open])
         self._gate.poke()  # first: bulk's threads fault their memory in before they ask

@@ -50,6 +50,8 @@ class Joining:
         self._batch_s: dict[Relay, float] = {}
         self._heard_s: dict[Relay, float] = {}
         """When somebody last began who had not before."""
+        self._told_port: dict[Relay, int] = {}
+        """Where members were told that this node takes part in the swarm."""
         self._pool = ThreadPoolExecutor(16, thread_name_prefix="weightstream-join")
         self._closed = False
 
@@ -64,6 +66,17 @@ class Joining:
         threading.Thread(
             target=self._ask_all, args=(relay,), daemon=True, name="weightstream-joining"
         ).start()
+
+    def begin_carried(self, relay: Relay) -> None:
+        """Begin, and have members know that this node takes part in the swarm: they may have been
+        told before it did, by a reader that came before the plan."""
+        self.begin(relay)
+        self._answered[relay].wait(_LONGEST_S)
+        with self._lock:
+            if self._told_port.get(relay, relay.swarm_port) == relay.swarm_port:
+                return
+            self._asked[relay] = set()
+        self._ask_all(relay)
 
     def wait(self, relay: Relay, urgent: bool) -> None:
         """Return when it is known who else loads it; begins to ask if nobody has."""
@@ -136,6 +149,7 @@ class Joining:
             self._begun_s.pop(relay, None)
             self._batch_s.pop(relay, None)
             self._heard_s.pop(relay, None)
+            self._told_port.pop(relay, None)
 
     def _about(self, relay: Relay) -> dict[str, Any]:
         loads, held = relay in self._answered, relay.held_flags()
@@ -168,6 +182,7 @@ class Joining:
         try:
             first = not self._answered[relay].is_set()
             about = self._about(relay)
+            self._told_port[relay] = about["swarm"]
             if first:
                 del about["start"]
             with self._unless_closed():

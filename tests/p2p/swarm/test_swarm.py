@@ -111,3 +111,18 @@ def test_who_comes_later_gets_it_from_the_others(swarm: SwarmFactory, s3: S3Serv
     assert nodes.nodes[2].load(blob) == data
     assert nodes.origin_bytes(blob) == before
     assert swarmed_bytes() - moved >= blob.size / 2
+
+
+def test_who_told_of_itself_before_it_took_part_says_so_later(
+    swarm: SwarmFactory, s3: S3Server
+) -> None:
+    nodes = swarm(3)
+    blob, data = nodes.put(s3, 16 * MIB)
+    for node in nodes.nodes:  # as a reader that comes before its load's plan
+        assert node.read(blob, Extent(0, MIB)) == data[:MIB]
+    before = swarmed_bytes()
+    assert nodes.load_all(blob) == [data] * 3
+    everybody = {node.name for node in nodes.nodes}
+    for node in nodes.nodes:
+        assert {*cargo_of(node, blob).met} == everybody - {node.name}, "somebody is not known"
+    assert swarmed_bytes() - before >= blob.size / 2

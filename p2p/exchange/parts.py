@@ -13,7 +13,7 @@ from weightstream.p2p.exchange.gate import Gate
 from weightstream.p2p.members import Member
 from weightstream.p2p.schedule import is_slow
 
-_DAWDLE_S = 30.0
+_DAWDLE_S, _DAWDLE_TIMES = 30.0, 8.0
 
 
 class Neighbours:
@@ -37,15 +37,19 @@ class Neighbours:
 
     def slow(self) -> frozenset[str]:
         """Return who gives far less than the others."""
-        paces, now_s = self._client.paces.now(), time.monotonic()
-        dawdling = tuple(self._dawdling_until_s.items())
+        paces, dawdling = self._client.paces.now(), tuple(self._dawdling_until_s)
         return frozenset(node for node in paces if is_slow(paces, node)).union(
-            node for node, until_s in dawdling if now_s < until_s
+            node for node in dawdling if self._is_dawdling(node)
         )
 
     def is_slow(self, node: str, times: float) -> bool:
-        """Say that a node gives less than a `times`-th of what others give."""
-        return is_slow(self._client.paces.now(), node, times)
+        """Say that a node gives less than a `times`-th of what others give. Of one that another
+        transport found slow an eighth is believed: there may be nobody here to compare it with."""
+        dawdles = times <= _DAWDLE_TIMES and self._is_dawdling(node)
+        return dawdles or is_slow(self._client.paces.now(), node, times)
+
+    def _is_dawdling(self, node: str) -> bool:
+        return time.monotonic() < self._dawdling_until_s.get(node, 0.0)
 
     def dawdle(self, node: str) -> None:
         """Hear that another transport found a node slow; it may be seen differently later."""

@@ -11,12 +11,14 @@ from blake3 import blake3
 from tests.conftest import LogWatch
 from tests.kit import faults as f
 from tests.kit.s3 import S3Server
-from tests.p2p.exchange.conftest import MIB, Cluster, ClusterFactory
+from tests.p2p.exchange.conftest import MIB, Cluster, ClusterFactory, Node
 from tests.p2p.exchange.liar import Answer, Liar, give
 
 from weightstream.cachefs.blob import Blob
 from weightstream.cachefs.fetch.job import Attempt
-from weightstream.errors import WeightstreamError
+from weightstream.cachefs.fetch.source import Source, Transfer
+from weightstream.errors import UnavailableError, WeightstreamError
+from weightstream.p2p.exchange import joining
 from weightstream.p2p.exchange.flights import FlightState
 from weightstream.p2p.members import Member
 
@@ -214,6 +216,57 @@ def test_without_the_origin_the_only_holder_is_asked_even_if_it_is_slow(
     for node in others:
         node.exchange._neighbours.dawdle(holder.name)
     assert nodes.load_all(blob, others) == [data] * 2
+
+
+class Trickle:
+    """A source that gives 4 KiB five times a second."""
+
+    name = "trickle"
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.begun = self.ended = 0
+        self.closed = threading.Event()
+
+    def read_into(self, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
+        self.begun += 1
+        data = bytearray(len(into))
+        self._source.read_into(
+            blob, start, memoryview(data), Attempt(lambda n: None, lambda: False)
+        )
+        for at in range(0, len(into), 4096):
+            if self.closed.wait(0.2):
+                raise UnavailableError("closed")
+            into[at : at + 4096] = data[at : at + 4096]
+            transfer.advance(min(4096, len(into) - at))
+        self.ended += 1
+
+
+def test_a_home_that_the_swarm_found_slow_is_not_waited_for(
+    cluster: ClusterFactory, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(joining, "_BATCH_S", 0.4)  # on a busy machine one would begin alone
+    nodes = cluster(3)
+    blob, data = nodes.put(s3, 3 * MIB)
+    home, *others = nodes.nodes
+    home.source = trickle = Trickle(home.origin)
+    for node in others:
+        node.exchange._neighbours.dawdle(home.name)
+    loader = threading.Thread(target=ending_badly, args=(home, blob), daemon=True)
+    loader.start()
+    try:
+        assert nodes.load_all(blob, others) == [data] * 2
+        assert trickle.begun, "it was no home"
+        assert not trickle.ended, "they waited for it"
+    finally:
+        trickle.closed.set()
+        home.exchange.close()
+        loader.join(30)
+
+
+def ending_badly(node: Node, blob: Blob) -> None:
+    with suppress(WeightstreamError):
+        node.load(blob)
 
 
 def test_a_fault_of_who_may_not_read_the_origin_is_asked_of_a_slow_holder(

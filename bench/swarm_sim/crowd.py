@@ -150,12 +150,11 @@ class Crowd:
             node.name: self._draw.uniform(0, bound_s) if node in late else begin_s
             for node, begin_s in zip(starting, scenario.begins(), strict=False)
         }
-        if not scenario.standby:
-            first = [n.name for n in self.nodes if begins.get(n.name, 0.0) == 0.0]
-            self.starts = dict.fromkeys(first, 0)
-            if scenario.warm:
-                self.starts |= {n.name: scenario.chunks for n in starting if n.name in self.starts}
-            self.homes = self._homes()
+        first = [n.name for n in self.nodes if begins.get(n.name, 0.0) == 0.0]
+        self.starts = dict.fromkeys(first, 0)
+        if scenario.warm:
+            self.starts |= {n.name: scenario.chunks for n in starting if n.name in self.starts}
+        self.homes = self._homes()
         for node in starting:
             after(begins[node.name], node.begin)
             if scenario.slow_detected:

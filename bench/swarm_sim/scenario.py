@@ -35,8 +35,6 @@ class Scenario:
     """One node after the other begins, this much apart."""
     begins_s: tuple[float, ...] = ()
     """When each node begins, instead."""
-    standby: bool = False
-    """Nodes that have not begun yet serve as homes already."""
     warm: int = 0
     """This many nodes have everything already."""
     skew: float = 1.0

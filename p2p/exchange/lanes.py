@@ -26,7 +26,7 @@ _HOLD_S = 0.12
 fault's chunk of 1 MiB 45 ms more. With 0.1 s faults took 0.24 s in the median and bulk 1.18 of the
 bound, with 0.12 0.24 and 1.19, with 0.15 0.22 and 1.22."""
 _REST_S = 0.1
-"""Bulk goes on for so long between two: it has two fifths of the time at worst."""
+"""Bulk goes on for so long between two: it has nearly half of the time at worst."""
 
 
 class Lanes:

@@ -41,6 +41,32 @@ def test_a_late_fault_is_read_in_parts_from_where_it_is(
     assert 0 < min(others) < MIB, "what had come is not read again"
 
 
+class StarvedTwice(Starved):
+    """A source whose first connection trickles, and one of the next four."""
+
+    def read_into(self, blob: Blob, start: int, into: memoryview, transfer: Transfer) -> None:
+        if len(self.begun) == 2:
+            trickle = Starved(self._source)
+            self.begun.append(start)
+            trickle.read_into(blob, start, into, transfer)
+        else:
+            super().read_into(blob, start, into, transfer)
+
+
+def test_a_late_part_of_a_fault_is_asked_for_once_more(
+    cluster: ClusterFactory, s3: S3Server
+) -> None:
+    nodes = cluster(1, chunk_size=2 * MIB)
+    blob, data = nodes.put(s3, 2 * MIB)
+    starved = nodes.nodes[0].source = StarvedTwice(nodes.nodes[0].origin)
+    into = memoryview(bytearray(blob.size))
+    nodes.nodes[0].exchange.read_into(blob, 0, into, Attempt(lambda count: None, lambda: True))
+    assert bytes(into) == data
+    *_, again = starved.begun
+    assert len(starved.begun) == 1 + 4 + 1
+    assert starved.begun[2] < again < starved.begun[2] + MIB // 2, "what had come is not read again"
+
+
 class Slow(Starved):
     """One whose later connections wait before they give anything."""
 
@@ -156,7 +182,7 @@ def test_parts_advance_a_flight_by_what_has_no_gap() -> None:
     flight = Flight(BLOB, 0, Extent(0, 1000))
     flight.advance(200)
     parts = Split(flight, 4)
-    assert [parts.bounds(i) for i in range(4)] == [(200, 400), (400, 600), (600, 800), (800, 1000)]
+    assert [parts.left(i) for i in range(4)] == [(200, 400), (400, 600), (600, 800), (800, 1000)]
     parts.advance(1, 200)
     assert flight.position == 200
     parts.advance(0, 100)

@@ -95,6 +95,8 @@ def exchange(work: Path, env: dict[str, str], encryption: str) -> tuple[float, f
         holder.go()
         before_s = holder.cpu_s()
         loaded = json.loads(loader.go())  # counts its own CPU, up to its last byte: then it hashes
+        if loaded["error"]:
+            raise BenchError(loaded["error"])
         return _measured(loaded["seconds"], holder.cpu_s() - before_s + loaded["cpu_s"])
 
 

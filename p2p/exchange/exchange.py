@@ -186,13 +186,12 @@ class Exchange:
             carried = one.relay.carried
             if carried is not None:
                 carried.want(one.chunks)
-            self._joining.begin(one.relay)
+            self._joining.begin_planned(one.relay)
             with self._lock:
                 if self._closed:
                     return
                 self._pool.submit(self._parts.digest_of, one.relay.blob, one.relay.chunk_size, 0)
         for one in planned:
-            self._joining.begin_carried(one.relay)
             self._joining.wait(one.relay, urgent=False)
         self._bulk.add([one for one in planned if one.is_open])
         self._gate.poke()  # first: bulk's threads fault their memory in before they ask

@@ -44,14 +44,13 @@ class Joining:
         self._parts = parts
         self._settings = settings
         self._lock = threading.Lock()
-        self._asked: dict[Relay, set[str]] = {}
+        self._asked: dict[Relay, dict[str, object]] = {}
+        """Who was told, and in which swarm it was told that this node takes part; see `_swarm`."""
         self._answered: dict[Relay, threading.Event] = {}
         self._begun_s: dict[Relay, float] = {}
         self._batch_s: dict[Relay, float] = {}
         self._heard_s: dict[Relay, float] = {}
         """When somebody last began who had not before."""
-        self._told_port: dict[Relay, int] = {}
-        """Where members were told that this node takes part in the swarm."""
         self._pool = ThreadPoolExecutor(16, thread_name_prefix="weightstream-join")
         self._closed = False
 
@@ -62,21 +61,15 @@ class Joining:
                 return
             self._answered[relay] = threading.Event()
             self._begun_s[relay] = time.monotonic()
-            self._asked[relay] = set()
-        threading.Thread(
-            target=self._ask_all, args=(relay,), daemon=True, name="weightstream-joining"
-        ).start()
+            self._asked[relay] = {}
+        _spawn(self._ask_first, relay)
 
-    def begin_carried(self, relay: Relay) -> None:
-        """Begin, and have members know that this node takes part in the swarm: they may have been
-        told before it did, by a reader that came before the plan."""
+    def begin_planned(self, relay: Relay) -> None:
+        """Begin, and tell whoever was told before this node took part in the blob's swarm: a reader
+        may have come before the plan."""
         self.begin(relay)
-        self._answered[relay].wait(_LONGEST_S)
-        with self._lock:
-            if self._told_port.get(relay, relay.swarm_port) == relay.swarm_port:
-                return
-            self._asked[relay] = set()
-        self._ask_all(relay)
+        if self._answered[relay].is_set():  # else who asks first looks again when it is done
+            _spawn(self._ask_all, relay)
 
     def wait(self, relay: Relay, urgent: bool) -> None:
         """Return when it is known who else loads it; begins to ask if nobody has."""
@@ -95,10 +88,7 @@ class Joining:
 
     def members_changed(self, relays: Sequence[Relay]) -> None:
         """Tell those who are new."""
-        for relay in relays:
-            if relay in self._answered:
-                with self._unless_closed():
-                    self._pool.submit(self._ask_all, relay)
+        _spawn(self._ask_new, relays)  # not in the pool, on which it waits
 
     def joined(
         self,
@@ -149,7 +139,6 @@ class Joining:
             self._begun_s.pop(relay, None)
             self._batch_s.pop(relay, None)
             self._heard_s.pop(relay, None)
-            self._told_port.pop(relay, None)
 
     def _about(self, relay: Relay) -> dict[str, Any]:
         loads, held = relay in self._answered, relay.held_flags()
@@ -162,15 +151,38 @@ class Joining:
             "swarm": relay.swarm_port,
         }
 
-    def _ask_all(self, relay: Relay) -> None:
-        members = self._parts.neighbours.alive()
+    def _ask_new(self, relays: Sequence[Relay]) -> None:
+        for relay in relays:
+            answered = self._answered.get(relay)
+            if answered is not None and answered.is_set():
+                self._ask_all(relay)
+
+    def _ask_first(self, relay: Relay) -> None:
+        try:
+            self._ask_all(relay, first=True)
+        finally:
+            asking_s = time.monotonic() - self._begun_s.get(relay, 0.0)
+            batch_s = min(_MOST_BATCH_S, max(_BATCH_S, _BATCH_TIMES * asking_s))
+            self._batch_s.setdefault(relay, batch_s)
+            self._answered[relay].set()
+        self._ask_all(relay)  # whom a reader had told before the load's plan took part in a swarm
+
+    def _ask_all(self, relay: Relay, first: bool = False) -> None:
+        """Tell those who do not know yet that this node loads it, and in which swarm."""
+        members, swarm = self._parts.neighbours.alive(), _swarm(relay)
         with self._lock:
-            asked = self._asked.get(relay)
-            if asked is None:
+            if relay not in self._asked:
                 return
-            asked &= set(members)  # who was away and came back is told again
-            new = [member for node, member in members.items() if node not in asked]
-            asked.update(member.node for member in new)
+            # who was away and came back is told again
+            asked = {node: told for node, told in self._asked[relay].items() if node in members}
+            new = [
+                member
+                for node, member in members.items()
+                if node not in asked or (swarm is not None and asked[node] != swarm)
+            ]
+            self._asked[relay] = asked | {member.node: swarm for member in new}
+        if not new:
+            return
         blob = relay.blob
         message = {
             "node": self._parts.me,
@@ -179,21 +191,13 @@ class Joining:
             "version": blob.version,
             "chunk_size": relay.chunk_size,
         }
-        try:
-            first = not self._answered[relay].is_set()
-            about = self._about(relay)
-            self._told_port[relay] = about["swarm"]
-            if first:
-                del about["start"]
-            with self._unless_closed():
-                begun = list(self._pool.map(lambda m: self._ask(relay, m, message | about), new))
-                if first and any(begun):
-                    self._come_late(relay, message, new)
-        finally:
-            asking_s = time.monotonic() - self._begun_s.get(relay, 0.0)
-            batch_s = min(_MOST_BATCH_S, max(_BATCH_S, _BATCH_TIMES * asking_s))
-            self._batch_s.setdefault(relay, batch_s)
-            self._answered[relay].set()
+        about = self._about(relay)
+        if first:
+            del about["start"]
+        with self._unless_closed():
+            begun = list(self._pool.map(lambda m: self._ask(relay, m, message | about), new))
+            if first and any(begun):
+                self._come_late(relay, message, new)
 
     @contextmanager
     def _unless_closed(self) -> Iterator[None]:
@@ -229,6 +233,18 @@ class Joining:
             log.info("%s", error)
             self._parts.suspect(member.node, str(error))
             return False
+
+
+def _spawn(target: Callable[[Any], None], argument: object) -> None:
+    threading.Thread(
+        target=target, args=(argument,), daemon=True, name="weightstream-joining"
+    ).start()
+
+
+def _swarm(relay: Relay) -> object:
+    """Return what tells one taking part in a swarm from another; None: in none."""
+    port = relay.swarm_port
+    return (relay.carried, port) if port else None
 
 
 def _parse(message: Mapping[str, Any]) -> tuple[str, Blob, int]:

@@ -13,7 +13,7 @@ from weightstream.p2p.exchange.gate import Gate
 from weightstream.p2p.members import Member
 from weightstream.p2p.schedule import is_slow
 
-_DAWDLE_S, _DAWDLE_TIMES = 30.0, 8.0
+_DAWDLE_S = 30.0
 
 
 class Neighbours:
@@ -39,16 +39,16 @@ class Neighbours:
         """Return who gives far less than the others."""
         paces, dawdling = self._client.paces.now(), tuple(self._dawdling_until_s)
         return frozenset(node for node in paces if is_slow(paces, node)).union(
-            node for node in dawdling if self._is_dawdling(node)
+            node for node in dawdling if self.dawdles(node)
         )
 
     def is_slow(self, node: str, times: float) -> bool:
-        """Say that a node gives less than a `times`-th of what others give. Of one that another
-        transport found slow an eighth is believed: there may be nobody here to compare it with."""
-        dawdles = times <= _DAWDLE_TIMES and self._is_dawdling(node)
-        return dawdles or is_slow(self._client.paces.now(), node, times)
+        """Say that a node gives less than a `times`-th of what others give."""
+        return is_slow(self._client.paces.now(), node, times)
 
-    def _is_dawdling(self, node: str) -> bool:
+    def dawdles(self, node: str) -> bool:
+        """Say that another transport found a node slow lately: there may be nobody here to compare
+        it with."""
         return time.monotonic() < self._dawdling_until_s.get(node, 0.0)
 
     def dawdle(self, node: str) -> None:

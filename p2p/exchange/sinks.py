@@ -18,6 +18,9 @@ _FAULT_JUDGED_S, _FAULT_LONGEST_S = 2.0, 30.0
 see a peer's bytes when all are there, and give up after a minute (`deadline_s`). There need be
 nobody to compare with: where one node after the other came, each asks one only."""
 
+_DAWDLE_JUDGED_S, _DAWDLE_LONGEST_S = 1.0, 10.0
+"""The same of one that the swarm found slow: of 8 nodes each gives 8 MiB in 3 s at 200 Mbit/s."""
+
 
 class HurryError(PeerError):
     """A fault has come to a chunk that is on its way as bulk."""
@@ -48,6 +51,10 @@ class Judge(Protocol):
 
     def is_slow(self, node: str, times: float) -> bool:
         """Say that a node gives less than a `times`-th of what others give."""
+        ...
+
+    def dawdles(self, node: str) -> bool:
+        """Say that another transport found a node slow."""
         ...
 
     def is_banned(self, node: str) -> bool:
@@ -127,6 +134,8 @@ class FlightSink:
         judged_s, longest_s = _JUDGED_S, _LONGEST_S
         if self._flight.urgent:  # it goes before bulk everywhere
             judged_s, longest_s = _FAULT_JUDGED_S, _FAULT_LONGEST_S
+        if self._judge.dawdles(self._node) and not self._is_last:
+            judged_s, longest_s = _DAWDLE_JUDGED_S, _DAWDLE_LONGEST_S
         if not self._first_s or sending_s < judged_s:
             return False
         return sending_s * len(self._flight.extent) > longest_s * self._flight.position

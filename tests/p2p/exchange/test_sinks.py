@@ -30,6 +30,9 @@ class Known:
     def is_slow(self, node: str, times: float) -> bool:
         return self.slow
 
+    def dawdles(self, node: str) -> bool:
+        return False
+
     def is_banned(self, node: str) -> bool:
         return self.banned
 

@@ -9,6 +9,7 @@ from tests.kit.s3 import S3Server
 from tests.p2p.exchange.conftest import Node
 from tests.p2p.swarm.conftest import MIB, SwarmFactory, address, cargo_of, swarm_of
 from tests.p2p.swarm.handshake import info_hash, shaken
+from tests.p2p.swarm.test_failures import wait_until
 
 from weightstream import metrics
 from weightstream.cachefs.blob import Extent
@@ -121,8 +122,13 @@ def test_who_told_of_itself_before_it_took_part_says_so_later(
     for node in nodes.nodes:  # as a reader that comes before its load's plan
         assert node.read(blob, Extent(0, MIB)) == data[:MIB]
     before = swarmed_bytes()
-    assert nodes.load_all(blob) == [data] * 3
+    plans = [node.exchange.plan([(blob, (blob.whole(),))]) for node in nodes.nodes]
     everybody = {node.name for node in nodes.nodes}
     for node in nodes.nodes:
-        assert {*cargo_of(node, blob).met} == everybody - {node.name}, "somebody is not known"
+        others = everybody - {node.name}
+        met = cargo_of(node, blob).met
+        wait_until(lambda met=met, others=others: {*met} == others, "all know each other")  # type: ignore[misc]
+    assert [node.read(blob) for node in nodes.nodes] == [data] * 3
+    for plan in plans:
+        plan.close()
     assert swarmed_bytes() - before >= blob.size / 2

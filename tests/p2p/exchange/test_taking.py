@@ -241,7 +241,7 @@ class Starved:
 def test_a_starved_stream_goes_on_over_a_new_connection(
     cluster: ClusterFactory, s3: S3Server
 ) -> None:
-    nodes = cluster(4, chunk_size=2 * MIB)
+    nodes = cluster(4, chunk_size=2 * MIB, deadline_s=60.0)
     blob, data = nodes.put(s3, 32 * MIB)
     nodes.proxy.add(f.When(key="w.bin", ranged=True, times=None), f.Drip(2 * MIB))
     starved = nodes.nodes[0].source = Starved(nodes.nodes[0].origin)

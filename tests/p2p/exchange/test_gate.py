@@ -32,9 +32,7 @@ def test_a_late_fault_is_read_in_parts_from_where_it_is(
     nodes = cluster(1, chunk_size=2 * MIB)
     blob, data = nodes.put(s3, 2 * MIB)
     starved = nodes.nodes[0].source = Starved(nodes.nodes[0].origin)
-    into = memoryview(bytearray(blob.size))
-    nodes.nodes[0].exchange.read_into(blob, 0, into, Attempt(lambda count: None, lambda: True))
-    assert bytes(into) == data
+    assert nodes.nodes[0].read(blob, urgent=True) == data
     first, *others = starved.begun
     assert first == 0
     assert len(others) == 4
@@ -59,9 +57,7 @@ def test_a_late_part_of_a_fault_is_asked_for_once_more(
     nodes = cluster(1, chunk_size=2 * MIB)
     blob, data = nodes.put(s3, 2 * MIB)
     starved = nodes.nodes[0].source = StarvedTwice(nodes.nodes[0].origin)
-    into = memoryview(bytearray(blob.size))
-    nodes.nodes[0].exchange.read_into(blob, 0, into, Attempt(lambda count: None, lambda: True))
-    assert bytes(into) == data
+    assert nodes.nodes[0].read(blob, urgent=True) == data
     *_, again = starved.begun
     assert len(starved.begun) == 1 + 4 + 1
     assert starved.begun[2] < again < starved.begun[2] + MIB // 2, "what had come is not read again"

@@ -33,8 +33,6 @@ class Scenario:
     rtt_s: float = 0.0003
     stagger_s: float = 0.0
     """One node after the other begins, this much apart."""
-    begins_s: tuple[float, ...] = ()
-    """When each node begins, instead."""
     warm: int = 0
     """This many nodes have everything already."""
     skew: float = 1.0
@@ -78,7 +76,7 @@ class Scenario:
 
     def begins(self) -> tuple[float, ...]:
         """Return when each node begins that has not everything already."""
-        return self.begins_s or tuple(i * self.stagger_s for i in range(self.nodes))
+        return tuple(i * self.stagger_s for i in range(self.nodes))
 
     def rates(self) -> tuple[float, ...]:
         """Return every node's link rate, bytes per second, up and down alike."""
